@@ -1,0 +1,1 @@
+"""Presets in YAML, and `schema`, which composes the rooms' settings and reads them."""

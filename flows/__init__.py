@@ -1,0 +1,1 @@
+"""Prefect flows: order, retries, limits; one flow per verb; nothing computes here."""

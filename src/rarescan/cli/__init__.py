@@ -1,0 +1,1 @@
+"""The command line: one typer command per verb; `main.main` maps errors to exit codes."""

@@ -1,0 +1,185 @@
+"""Read and write cohorts.
+
+`open_cohort` and `open_volumes` are the way in. Every cohort (native, prepared, synthetic) keeps
+its tables in the subfolder `rarescan/`: `cohort.json` (grid, partition, counts), `scans.parquet`
+(one row a scan) and, once it is on a grid, `volumes.npy` (float32, shape (scans, x, y, z), values
+0 to 1, 0 outside the brain), read as a memory map in the order of the table.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rarescan.cohort.contracts import Cohort, Condition, FloatArray, Grid, Part, Scan
+from rarescan.errors import GridMismatchError, InputError
+from rarescan.files import atomic_path, read_json, require_recipe, write_json
+
+TABLES = "rarescan"
+VOLUMES = "volumes.npy"
+
+_CONDITION = [f.name for f in fields(Condition)]
+_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("person_id", pa.string()),
+        ("session", pa.string()),
+        ("modality", pa.string()),
+        ("unit", pa.string()),
+        ("origin", pa.string()),
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+        ("target", pa.string()),
+        ("site", pa.string()),
+        ("licence", pa.string()),
+        ("flags", pa.list_(pa.string())),
+        ("condition_diagnosis", pa.string()),
+        ("condition_age_years", pa.float64()),
+        ("condition_sex", pa.string()),
+        ("condition_site", pa.string()),
+        ("condition_severity", pa.float64()),
+    ]
+)
+
+
+def tables(root: Path) -> Path:
+    """Return the folder of a cohort's tables."""
+    return root / TABLES
+
+
+def write_cohort(
+    root: Path,
+    *,
+    scans: Sequence[Scan],
+    grid: Grid | None,
+    partition: Mapping[str, Part],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a cohort's tables under `root`; `about` is kept as it is (counts, versions)."""
+    rows = [_row(scan) for scan in scans]
+    with atomic_path(tables(root) / "scans.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, compression="zstd")
+    grid_values = None if grid is None else asdict(grid)
+    write_json(
+        tables(root) / "cohort.json",
+        {"grid": grid_values, "partition": dict(sorted(partition.items())), "about": about or {}},
+    )
+
+
+def open_cohort(root: Path) -> Cohort:
+    """Open a finished cohort folder.
+
+    Raises
+    ------
+    InputError
+        The folder is missing, unfinished or no cohort.
+    """
+    recipe = require_recipe(root)
+    try:
+        stored = read_json(tables(root) / "cohort.json")
+        rows = pq.read_table(tables(root) / "scans.parquet").to_pylist()
+    except FileNotFoundError:
+        raise InputError(
+            f"{root} holds no cohort (it was written by `rarescan {recipe.step}`).",
+            remedy="Name a folder written by ingest, prepare or generate.",
+        ) from None
+    return Cohort(
+        cohort_id=recipe.id,
+        root=root,
+        grid=_grid(stored["grid"]),
+        scans=tuple(_scan(row) for row in rows),
+        partition=stored["partition"],
+        recipe=recipe.as_dict(),
+    )
+
+
+def read_about(root: Path) -> dict[str, Any]:
+    """Return what the step that wrote the cohort noted beside it."""
+    about: dict[str, Any] = read_json(tables(root) / "cohort.json")["about"]
+    return about
+
+
+def create_volumes(root: Path, n_scans: int, grid: Grid) -> FloatArray:
+    """Return a writable memory map, shape (n_scans, x, y, z), keeping rows already there."""
+    path = tables(root) / VOLUMES
+    shape = (n_scans, *grid.shape)
+    if path.exists():
+        kept: FloatArray = np.load(path, mmap_mode="r+")
+        if kept.shape == shape:
+            return kept
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh: FloatArray = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    return fresh
+
+
+def open_volumes(cohort: Cohort) -> FloatArray:
+    """Return a cohort's volumes as a read-only memory map, shape (scans, x, y, z)."""
+    path = tables(cohort.root) / VOLUMES
+    if not path.exists():
+        raise InputError(
+            f"{cohort.root} is not prepared: its scans are not on one grid.",
+            remedy=f"Run `rarescan prepare {cohort.root} PREPARED` and use PREPARED.",
+        )
+    volumes: FloatArray = np.load(path, mmap_mode="r")
+    return volumes
+
+
+def require_same_grid(a: Grid | None, b: Grid | None, names: tuple[str, str]) -> None:
+    """Raise when two grids differ, naming both."""
+    if a != b:
+        raise GridMismatchError(
+            f"{names[0]} lies on {_grid_words(a)}, {names[1]} on {_grid_words(b)}.",
+            remedy="Train on this cohort, or name the one that the model was trained on.",
+        )
+
+
+def _grid_words(grid: Grid | None) -> str:
+    if grid is None:
+        return "no common grid"
+    return f"{' x '.join(map(str, grid.shape))} voxels of {grid.spacing_mm:g} mm"
+
+
+def _row(scan: Scan) -> dict[str, Any]:
+    row = asdict(scan)
+    condition = row.pop("condition")
+    return row | {f"condition_{name}": condition[name] for name in _CONDITION}
+
+
+def _scan(row: dict[str, Any]) -> Scan:
+    condition = Condition(**{name: row.pop(f"condition_{name}") for name in _CONDITION})
+    return Scan(**{**row, "flags": tuple(row["flags"] or ())}, condition=condition)
+
+
+def _grid(values: dict[str, Any] | None) -> Grid | None:
+    if values is None:
+        return None
+    return Grid(
+        shape=(values["shape"][0], values["shape"][1], values["shape"][2]),
+        spacing_mm=values["spacing_mm"],
+        affine=tuple(tuple(row) for row in values["affine"]),
+    )
+
+
+def write_events(root: Path, events: Sequence[Mapping[str, Any]]) -> None:
+    """Write what happened to each stack: `stack_id`, `person_id`, `code`, `action`, `detail`."""
+    rows = [{**event, "detail": json.dumps(event.get("detail", {}))} for event in events]
+    schema = pa.schema(
+        [(n, pa.string()) for n in ("stack_id", "person_id", "code", "action", "detail")]
+        + [("n_files", pa.int64())]
+    )
+    with atomic_path(tables(root) / "events.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+
+
+def read_events(root: Path) -> list[dict[str, Any]]:
+    """Read what `write_events` wrote; an empty list where nothing was written."""
+    path = tables(root) / "events.parquet"
+    if not path.exists():
+        return []
+    rows = pq.read_table(path).to_pylist()
+    return [{**row, "detail": json.loads(row["detail"])} for row in rows]

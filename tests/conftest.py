@@ -1,0 +1,21 @@
+"""Fixtures that several rooms share. Threads are pinned before any numeric library is loaded."""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["MONAI_DATA_DIRECTORY"] = os.devnull
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real images, or skip with the reason."""
+    folder = Path(os.environ.get("RARESCAN_TEST_DATA", "../shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"real images are not at {folder} (set RARESCAN_TEST_DATA)")
+    return folder
