@@ -14,6 +14,7 @@ A bad scan is no error but a quarantine row; a refused model is a `Decision`; an
 exception is a bug and keeps its traceback.
 """
 
+import errno
 from difflib import get_close_matches
 from enum import IntEnum
 
@@ -79,6 +80,16 @@ class UnreachableError(RarescanError):
     """An outside service did not answer after retries."""
 
     exit_code = ExitCode.UNREACHABLE
+
+
+def disk_full(error: OSError) -> InputError | None:
+    """Return what to tell the person when an error means that the disk is full."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return InputError(
+        f"The disk is full{f' ({error.filename})' if error.filename else ''}.",
+        remedy="Free some space and repeat the command: finished steps are kept.",
+    )
 
 
 def nearest(word: str, valid: list[str]) -> str:

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger("rarescan")
 _QUIET_SECONDS = 10.0
+LINES_ONLY = "RARESCAN_PROGRESS_LINES"
+"""Environment variable: write lines even on a terminal (set where several jobs share it)."""
 
 
 class Progress:
@@ -83,7 +85,8 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 def _on_a_terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    plain = os.environ.get("TERM") == "dumb" or LINES_ONLY in os.environ
+    return sys.stderr.isatty() and not plain
 
 
 def _rich_bar() -> Any:

@@ -1,0 +1,69 @@
+"""The way in from the command line: `main` runs a verb and maps errors to exit codes.
+
+A problem that a person can solve is one line with its remedy; only bugs show a traceback.
+Results go to stdout, everything else to stderr.
+"""
+
+import logging
+import signal
+import sys
+from types import FrameType
+
+import psutil
+import typer
+
+from rarescan.errors import ExitCode, RarescanError, disk_full
+
+app = typer.Typer(
+    help="Generative data augmentation for rare-disease MRI: from a PACS export to a verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # pretty tracebacks show local values, and so identifiers
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def main() -> None:
+    """Run the command line and exit with the right status."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("rarescan").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _stop)
+    from rarescan.cli import verbs  # noqa: F401  (its commands register themselves on `app`)
+
+    try:
+        app(standalone_mode=False)
+    except RarescanError as error:
+        _end(error, error.exit_code)
+    except OSError as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        _end(full, full.exit_code)
+    except KeyboardInterrupt:
+        _end_children()
+        _say("Interrupted. Repeat the command to continue.", ExitCode.INTERRUPTED)
+
+
+def _end(error: RarescanError, code: ExitCode) -> None:
+    _say(f"rarescan: {error.problem} {error.remedy}", code)
+
+
+def _say(text: str, code: ExitCode) -> None:
+    sys.stderr.write(" ".join(text.split()) + "\n")
+    sys.exit(int(code))
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    _end_children()
+    sys.exit(int(ExitCode.TERMINATED))
+
+
+def _end_children() -> None:
+    """Ask running jobs to save their work and end (Prefect's own server ends by itself)."""
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+
+
+if __name__ == "__main__":
+    main()

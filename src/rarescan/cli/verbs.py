@@ -1,0 +1,371 @@
+"""The verbs, in the order of the way.
+
+Each takes input and output folders first, then options. Every option equals one key of the
+settings and wins over the file; `--set` reaches any key.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rarescan.cli.main import app
+from rarescan.configs.schema import RunConfig, dump_config, load_config
+from rarescan.errors import GateRefusedError, InputError, SettingError
+from rarescan.files import read_json
+
+Config = Annotated[
+    str, typer.Option("--config", "-c", help="Settings: a YAML file or a preset's name.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Set any key: --set prepare.spacing_mm=4")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace results made with other settings.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes at the same time (workers).")
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (device).")]
+Export = Annotated[Path, typer.Argument(help="What the PACS gave: a folder or an archive.")]
+CohortIn = Annotated[Path, typer.Argument(help="A cohort written by `rarescan ingest`.")]
+Prepared = Annotated[Path, typer.Argument(help="A cohort written by `rarescan prepare`.")]
+Models = Annotated[Path, typer.Argument(help="A folder with one trained candidate a subfolder.")]
+Evaluation = Annotated[Path, typer.Argument(help="Written by `rarescan evaluate`.")]
+Out = Annotated[Path, typer.Argument(help="Where the result goes.")]
+
+
+def _settings(
+    config: str | None, assignments: list[str] | None, options: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Read the settings; options that were given win."""
+    given = [
+        f"{key}={json.dumps(value)}" for key, value in (options or {}).items() if value is not None
+    ]
+    return load_config(config or None, [*(assignments or []), *given])
+
+
+def _run(
+    config: RunConfig,
+    verb: str,
+    folders: Mapping[str, Path | str | None],
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Run one verb as a flow and print where its result is."""
+    from rarescan.flows.augment import require_device, run_verb
+
+    require_device(config)
+    plain = {key: None if value is None else str(value) for key, value in folders.items()}
+    folder = run_verb(config, verb, plain, overwrite=overwrite)
+    _print_folder(folder, as_json=as_json)
+
+
+def _print_folder(folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        recipe = folder / "recipe.json"
+        typer.echo(
+            json.dumps({"folder": str(folder), **(read_json(recipe) if recipe.exists() else {})})
+        )
+    else:
+        typer.echo(folder)
+
+
+@app.command()
+def phantom(
+    folder: Out,
+    config: Config = "",
+    preset: Annotated[str | None, typer.Option(help="easy or hard (phantom.preset).")] = None,
+    patients: Annotated[int | None, typer.Option(help="phantom.patients")] = None,
+    controls: Annotated[int | None, typer.Option(help="phantom.controls")] = None,
+    seed: Annotated[int | None, typer.Option(help="phantom.seed")] = None,
+    workers: Workers = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a PACS export of invented persons, with the truth beside it."""
+    options = {
+        "phantom.preset": preset,
+        "phantom.patients": patients,
+        "phantom.controls": controls,
+        "phantom.seed": seed,
+        "workers": workers,
+    }
+    settings = _settings(config, set_, options)
+    _run(settings, "phantom", {"folder": folder}, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def ingest(
+    export: Export,
+    cohort: Out,
+    config: Config = "",
+    kind: Annotated[str | None, typer.Option(help="dicom, bids or table (source.kind).")] = None,
+    labels: Annotated[str | None, typer.Option(help="CSV of diagnoses (ingest.labels).")] = None,
+    key_file: Annotated[str | None, typer.Option(help="Pseudonym key (ingest.key_file).")] = None,
+    workers: Workers = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make a pseudonymous BIDS cohort of an export; refused series go to a list with reasons."""
+    options = {
+        "source.kind": kind,
+        "ingest.labels": labels,
+        "ingest.key_file": key_file,
+        "workers": workers,
+    }
+    settings = _settings(config, set_, options)
+    if settings.source.kind == "phantom":
+        settings = _settings(config, set_, {**options, "source.kind": "dicom"})
+    folders = {"source": export, "folder": cohort}
+    _run(settings, "ingest", folders, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def prepare(
+    cohort: CohortIn,
+    prepared: Out,
+    config: Config = "",
+    spacing_mm: Annotated[float | None, typer.Option(help="prepare.spacing_mm")] = None,
+    workers: Workers = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Bring scans to the template grid, stripped and scaled; divide the persons once."""
+    settings = _settings(config, set_, {"prepare.spacing_mm": spacing_mm, "workers": workers})
+    folders = {"cohort": cohort, "folder": prepared}
+    _run(settings, "prepare", folders, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def train(
+    prepared: Prepared,
+    models: Out,
+    family: Annotated[
+        str, typer.Option(help="Which candidate of `train:` (vae, gan, diffusion, ...).")
+    ] = "diffusion",
+    config: Config = "",
+    steps: Annotated[int | None, typer.Option(help="train.<family>.steps")] = None,
+    device: Device = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train one candidate into MODELS/<family>; repeating the command resumes."""
+    settings = _settings(config, set_, {f"train.{family}.steps": steps, "device": device})
+    folders = {"prepared": prepared, "folder": models / family}
+    _run(settings, "train", folders, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    prepared: Prepared,
+    models: Models,
+    evaluation: Out,
+    config: Config = "",
+    n_synthetic: Annotated[int | None, typer.Option(help="evaluate.n_synthetic")] = None,
+    workers: Workers = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Score every candidate below MODELS against validation persons, with intervals and gates."""
+    settings = _settings(config, set_, {"evaluate.n_synthetic": n_synthetic, "workers": workers})
+    folders = {"prepared": prepared, "models": models, "folder": evaluation}
+    _run(settings, "evaluate", folders, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def select(
+    prepared: Prepared,
+    models: Models,
+    evaluation: Evaluation,
+    decision: Out,
+    config: Config = "",
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Decide which candidate becomes champion and register it; exit 3 when none may."""
+    settings = _settings(config, set_)
+    folders = {"prepared": prepared, "models": models, "evaluation": evaluation, "folder": decision}
+    _run(settings, "select", folders, overwrite=overwrite, as_json=as_json)
+    stored = read_json(decision / "decision.json")
+    if stored["champion"] is None:
+        reasons = "; ".join(text for _, text in stored["reasons"])
+        raise GateRefusedError(
+            f"No candidate may be registered: {reasons}",
+            remedy=f"See {decision / 'decision.json'}; train longer or with another family.",
+        )
+
+
+@app.command()
+def generate(
+    prepared: Prepared,
+    synthetic: Out,
+    model: Annotated[
+        str, typer.Option(help="Address of a version, as models:/rarescan-generator/3.")
+    ] = "",
+    n: Annotated[int | None, typer.Option(help="How many persons (generate.n).")] = None,
+    seed: Annotated[int | None, typer.Option(help="generate.seed")] = None,
+    config: Config = "",
+    workers: Workers = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a batch of synthetic persons from the champion (ages and sites as in PREPARED)."""
+    settings = _settings(config, set_, {"generate.n": n, "generate.seed": seed, "workers": workers})
+    folders: dict[str, Path | str | None] = {
+        "prepared": prepared,
+        "folder": synthetic,
+        "model_uri": model,
+    }
+    _run(settings, "generate", folders, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def retrain(
+    prepared: Prepared,
+    synthetic: Annotated[Path, typer.Argument(help="A batch written by `rarescan generate`.")],
+    classifiers: Out,
+    config: Config = "",
+    workers: Workers = None,
+    device: Device = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train the classifier in every arm and say, with an interval, whether the batch helped."""
+    settings = _settings(config, set_, {"workers": workers, "device": device})
+    folders = {"prepared": prepared, "batch": synthetic, "folder": classifiers}
+    _run(settings, "retrain", folders, overwrite=overwrite, as_json=as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, as runs/demo.")],
+    as_json: Json = False,
+) -> None:
+    """Write report.html and report.json of a run again."""
+    if not (run / "prepared").is_dir():
+        raise InputError(
+            f"{run} is no run folder.", remedy="Name the folder that `rarescan run` wrote."
+        )
+    from rarescan.evaluation.report import write_report
+
+    path = write_report(run)
+    typer.echo((run / "report.json").read_text() if as_json else path)
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A YAML file or a preset (demo, cohort, ...).")],
+    name: Annotated[str | None, typer.Option(help="The run's name (name).")] = None,
+    workers: Workers = None,
+    device: Device = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 unless the verdict is `use`.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Go the whole way, from what came in to the report; repeating it continues."""
+    from rarescan.flows.plan import Places, finished_report, source_of
+
+    settings = _settings(config, set_, {"name": name, "workers": workers, "device": device})
+    source_of(settings)
+    if overwrite or finished_report(settings) is None:
+        from rarescan.flows.augment import require_device, run_augment
+
+        require_device(settings)
+        run_augment(settings, overwrite=overwrite)
+    content = read_json(Places(settings.root).root / "report.json")
+    if as_json:
+        typer.echo(json.dumps(content))
+    else:
+        typer.echo(content["verdict"]["sentence"])
+        typer.echo(f"Report: {Places(settings.root).report}")
+    if strict and content["verdict"]["code"] != "use":
+        raise GateRefusedError(
+            f"The verdict is '{content['verdict']['code']}', not 'use'.",
+            remedy="Read the report; run without --strict to accept any verdict.",
+        )
+
+
+config_app = typer.Typer(help="Show or check settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@config_app.command()
+def show(
+    config: Annotated[str, typer.Argument(help="File or preset.")] = "", set_: Set = None
+) -> None:
+    """Print every key with its resolved value, as YAML that runs."""
+    typer.echo(dump_config(_settings(config, set_)), nl=False)
+
+
+@config_app.command()
+def check(config: Annotated[str, typer.Argument(help="File or preset.")], set_: Set = None) -> None:
+    """Check a configuration without running it."""
+    settings = _settings(config, set_)
+    typer.echo(f"{config} is valid; results will go to {settings.root}.")
+
+
+key_app = typer.Typer(help="The key behind the pseudonyms.", no_args_is_help=True)
+app.add_typer(key_app, name="key")
+
+
+@key_app.command()
+def new(
+    path: Annotated[
+        Path | None, typer.Argument(help="Where; ~/.config/rarescan/pseudonym.key without.")
+    ] = None,
+) -> None:
+    """Make a key file (mode 0600). Whoever has it can re-identify the pseudonyms."""
+    from rarescan.imaging.identity import new_key
+
+    written = new_key(path)
+    typer.echo(
+        f"{written}\nKeep a copy in a safe place: the same key gives the same pseudonyms in a "
+        "later export. Never send it with data."
+    )
+
+
+@app.command()
+def trace(
+    path: Annotated[Path, typer.Argument(help="Any file or folder that rarescan wrote.")],
+    as_json: Json = False,
+) -> None:
+    """Walk the recipes from a result back to the pseudonymous series."""
+    from rarescan.flows.lineage import trace_back
+
+    chain = trace_back(path)
+    if as_json:
+        typer.echo(json.dumps(chain, indent=1))
+        return
+    for link in chain:
+        typer.echo(f"{'  ' * link['depth']}{link['step']}  {link['id']}  {link['folder']}")
+
+
+@app.command()
+def deploy(
+    configs: Annotated[list[str], typer.Argument(help="Settings whose `schedule` is set.")],
+    local: Annotated[
+        bool, typer.Option("--local", help="Serve from this process until it is stopped.")
+    ] = False,
+) -> None:
+    """Serve the flows with the schedules of their settings."""
+    if not local:
+        raise SettingError("Only serving from this machine is available.", remedy="Add --local.")
+    from rarescan.flows.deploy import serve_local
+
+    serve_local([load_config(config) for config in configs])
