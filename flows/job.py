@@ -6,7 +6,6 @@ status, so retries work; each job pins its numeric threads; jobs end when their 
 """
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -25,7 +24,7 @@ import psutil
 from rarescan import errors
 from rarescan.errors import ExitCode, RarescanError
 from rarescan.processes import die_with_parent, one_thread_environment
-from rarescan.progress import LINES_ONLY
+from rarescan.progress import LINES_ONLY, show_log
 
 _MEMORY_EVERY_SECONDS = 1.0
 
@@ -125,8 +124,7 @@ def main() -> int:
     die_with_parent()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("rarescan").setLevel(logging.INFO)
+    show_log()
     request = json.load(sys.stdin)
     # Libraries print to stdout; the answer must stand there alone.
     answer, sys.stdout = sys.stdout, sys.stderr

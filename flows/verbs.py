@@ -5,17 +5,19 @@ of them are steps (`files.run_step`): repeating one finds its folder. Rooms are 
 because a job needs one of them and `--help` none.
 """
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rarescan.cohort.contracts import Scan
-from rarescan.cohort.store import open_cohort, tables, write_cohort
-from rarescan.configs.schema import RunConfig, plain_config
+from rarescan.cohort.store import open_cohort, read_about, require_grid, tables, write_cohort
+from rarescan.configs.schema import RunConfig
 from rarescan.errors import GateRefusedError, SettingError
 from rarescan.files import Recipe, read_json, require_recipe, run_step, write_json
+from rarescan.generative.spec import GeneratorSpec
 from rarescan.processes import available_cores
 
 
@@ -58,33 +60,13 @@ def prepare(config: RunConfig, cohort: Path, folder: Path, *, overwrite: bool = 
 
 def train(config: RunConfig, prepared: Path, folder: Path, *, overwrite: bool = False) -> Path:
     """Train the candidate that has the folder's name, and log its run."""
+    spec = candidate(config, folder.name)
+    from rarescan.flows.records import log_training
     from rarescan.generative.families import train_generator
-    from rarescan.registry.store import RunRecord, connect
 
-    spec = _candidate(config, folder.name)
     train_generator(prepared, folder, spec, device=config.device, overwrite=overwrite)
-    training = read_json(folder / "training.json")
-    connect(config.registry, Path(config.runs)).log(
-        RunRecord(
-            recipe_id=require_recipe(folder, "train").id,
-            name=f"{config.name}/{folder.name}",
-            about="training",
-            params=plain_config(config),
-            metrics=_curve_metrics(training["curves"]),
-            tags={"family": spec.family, "prepared_id": require_recipe(prepared).id},
-            files={str(folder / "training.json"): "", str(folder / "spec.json"): ""},
-        )
-    )
+    log_training(config, prepared, folder)
     return folder
-
-
-def _curve_metrics(curves: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
-    return [
-        (key, float(row[key]), int(row["step"]))
-        for row in curves
-        for key in ("loss", "validation_loss")
-        if row.get(key) is not None
-    ]
 
 
 def judge(config: RunConfig, prepared: Path, folder: Path, *, overwrite: bool = False) -> Path:
@@ -188,6 +170,8 @@ def select(
 ) -> Path:
     """Decide which candidate becomes the champion, and register it."""
     from rarescan.evaluation import decide
+    from rarescan.evaluation.features import read_features
+    from rarescan.flows.records import publish
 
     recipe = Recipe(
         step="select",
@@ -198,53 +182,16 @@ def select(
     )
 
     def build(work: Path) -> None:
-        decision = decide.decide_folder(evaluation, config.select, decision_id=recipe.id)
-        champion = _publish(config, prepared, models, evaluation, decision)
+        scores = decide.read_scores(evaluation)
+        seconds = {
+            name: float(read_about(evaluation / "samples" / name)["seconds_per_scan"])
+            for name in scores["candidates"]
+        }
+        decision = decide.decide(scores, seconds, read_features(evaluation), config=config.select)
+        champion = publish(config, prepared, models, evaluation, decision)
         write_json(work / "decision.json", {**asdict(decision), "champion": champion})
 
     return run_step(folder, recipe, build, overwrite=overwrite)
-
-
-def _publish(
-    config: RunConfig, prepared: Path, models: Path, evaluation: Path, decision: Any
-) -> dict[str, Any] | None:
-    """Log every candidate's scores; register the chosen one and say where it is."""
-    from rarescan.evaluation.figures import write_candidate_mosaic
-    from rarescan.registry.store import RunRecord, connect
-
-    registry = connect(config.registry, Path(config.runs))
-    for name, scores in decision.scores.items():
-        mosaic = write_candidate_mosaic(evaluation, prepared, name)
-        registry.log(
-            RunRecord(
-                recipe_id=require_recipe(models / name, "train").id,
-                name=f"{config.name}/{name}",
-                about="scores",
-                metrics=[(_metric_name(s.extractor, s.name), s.value, 0) for s in scores],
-                tags={"decision_id": decision.decision_id, "verdict": decision.verdict},
-                files={str(mosaic): "", str(evaluation / "scores.json"): ""},
-            )
-        )
-    if decision.chosen is None:
-        return None
-    version = registry.register(
-        models / decision.chosen,
-        grid=_grid(prepared),
-        recipe_id=require_recipe(models / decision.chosen, "train").id,
-        tags={
-            "family": _candidate(config, decision.chosen).family,
-            "permitted_use": decision.permitted_use,
-            "prepared_id": require_recipe(prepared).id,
-            "decision_id": decision.decision_id,
-            "helps": "undecided",
-            "reasons": "; ".join(text for _, text in decision.reasons),
-        },
-    )
-    return {"candidate": decision.chosen, **asdict(version)}
-
-
-def _metric_name(extractor: str, name: str) -> str:
-    return f"{extractor}.{name}" if extractor else name
 
 
 def generate(
@@ -311,16 +258,15 @@ def _write_batch(
     from rarescan.imaging.bids import write_derivative
     from rarescan.registry.store import ModelVersion, connect
 
-    start = time.monotonic()
     version = ModelVersion(**{k: v for k, v in champion.items() if k != "candidate"})
-    model = work / "model"
-    connect(config.registry, Path(config.runs)).download(version, model)
-    cohort = open_cohort(prepared)
-    wanted = config.generate
+    wanted, workers = config.generate, _workers(config)
     conditions = balanced_conditions(
-        cohort, wanted.n, wanted.seed, diagnoses=wanted.diagnoses or tuple(cohort.diagnoses())
+        open_cohort(prepared), wanted.n, wanted.seed, diagnoses=wanted.diagnoses
     )
-    scans = write_samples(work, model, conditions, seed=wanted.seed, workers=_workers(config))
+    with tempfile.TemporaryDirectory() as temporary:
+        registry = connect(config.registry, Path(config.runs))
+        model = registry.download(version, Path(temporary) / "generator")
+        scans = write_samples(work, model, conditions, seed=wanted.seed, workers=workers)
     about = {
         "batch_id": batch_id,
         "model_uri": version.model_uri,
@@ -334,19 +280,13 @@ def _write_batch(
     scans = write_derivative(
         work,
         scans=scans,
-        grid=_grid(prepared),
+        grid=require_grid(prepared),
         name=f"{config.name}: synthetic persons",
         model=about,
-        workers=_workers(config),
+        workers=workers,
     )
-    _finish_batch(work, scans, about, prepared, time.monotonic() - start)
-
-
-def _finish_batch(
-    work: Path, scans: list[Scan], about: dict[str, Any], prepared: Path, seconds: float
-) -> None:
-    write_cohort(work, scans=scans, grid=_grid(prepared), partition={}, about=about)
-    write_json(work / "batch.json", {**about, "n": len(scans), "seconds": round(seconds, 2)})
+    write_cohort(work, scans=scans, grid=require_grid(prepared), partition={}, about=about)
+    write_json(work / "batch.json", {**about, "n": len(scans)})
 
 
 def retrain(
@@ -358,8 +298,11 @@ def retrain(
     overwrite: bool = False,
 ) -> Path:
     """Train the classifier in every arm, judge it on test persons, and say whether it helped."""
+    import pyarrow.parquet as pq
+
     from rarescan.classifiers.arms import run_arms
     from rarescan.evaluation import gain
+    from rarescan.flows.records import log_arms
 
     inputs = {"prepared": prepared} | ({"batch": batch} if batch else {})
     recipe = Recipe(
@@ -380,37 +323,11 @@ def retrain(
             workers=_workers(config),
             device=config.device,
         )
-        write_json(work / "gain.json", gain.summarise_folder(work))
+        write_json(work / "gain.json", gain.summarise(pq.read_table(work / "predictions.parquet")))
 
     run_step(folder, recipe, build, overwrite=overwrite)
-    _log_arms(config, folder, recipe.id, batch)
+    log_arms(config, folder, recipe.id, batch)
     return folder
-
-
-def _log_arms(config: RunConfig, folder: Path, recipe_id: str, batch: Path | None) -> None:
-    from rarescan.registry.store import RunRecord, connect
-
-    summary = read_json(folder / "gain.json")
-    metrics = [
-        (f"{arm}.{name}", float(score["value"]), 0)
-        for arm, scores in summary["arms"].items()
-        for name, score in scores.items()
-    ]
-    registry = connect(config.registry, Path(config.runs))
-    registry.log(
-        RunRecord(
-            recipe_id=recipe_id,
-            name=f"{config.name}/classifiers",
-            about="arms",
-            params=asdict(config.retrain),
-            metrics=metrics,
-            tags={"verdict": summary["verdict"], "sentence": summary["sentence"]},
-            files={str(folder / "gain.json"): ""},
-        )
-    )
-    version = registry.find(read_json(batch / "batch.json")["model_uri"]) if batch else None
-    if version is not None:
-        registry.tag(version, "helps", summary["verdict"])
 
 
 def report(_config: RunConfig, run: Path) -> Path:
@@ -418,6 +335,16 @@ def report(_config: RunConfig, run: Path) -> Path:
     from rarescan.evaluation.report import write_report
 
     return write_report(run)
+
+
+def candidate(config: RunConfig, name: str) -> GeneratorSpec:
+    """Return the settings of one candidate."""
+    if name not in config.train:
+        raise SettingError(
+            f"There is no candidate '{name}' in the settings.",
+            remedy=f"Candidates: {', '.join(config.train)}; add it below `train:`.",
+        )
+    return config.train[name]
 
 
 VERBS: Mapping[str, Callable[..., Path]] = {
@@ -438,20 +365,5 @@ def _workers(config: RunConfig) -> int:
     return config.workers or available_cores()
 
 
-def _candidate(config: RunConfig, name: str) -> Any:
-    if name not in config.train:
-        raise SettingError(
-            f"There is no candidate '{name}' in the settings.",
-            remedy=f"Candidates: {', '.join(config.train)}; add it below `train:`.",
-        )
-    return config.train[name]
-
-
-def _grid(prepared: Path) -> Any:
-    return open_cohort(prepared).grid
-
-
 def _relative(path: Path, folder: Path) -> str:
-    import os.path
-
     return os.path.relpath(path.resolve(), folder.resolve())

@@ -74,6 +74,15 @@ class Progress:
         return f"{self._done} of {self._total}{note}, {_clock(left)} left"
 
 
+def show_log() -> None:
+    """Write what rarescan says of its work to stderr, one plain line each; nobody else's."""
+    if not _log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+
+
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield the items and show how far the loop is."""
     items = items if total is not None else list(items)

@@ -4,7 +4,6 @@ A problem that a person can solve is one line with its remedy; only bugs show a 
 Results go to stdout, everything else to stderr.
 """
 
-import logging
 import signal
 import sys
 from types import FrameType
@@ -13,6 +12,7 @@ import psutil
 import typer
 
 from rarescan.errors import ExitCode, RarescanError, disk_full
+from rarescan.progress import show_log
 
 app = typer.Typer(
     help="Generative data augmentation for rare-disease MRI: from a PACS export to a verdict.",
@@ -26,8 +26,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line and exit with the right status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("rarescan").setLevel(logging.INFO)
+    show_log()
     signal.signal(signal.SIGTERM, _stop)
     from rarescan.cli import verbs  # noqa: F401  (its commands register themselves on `app`)
 

@@ -82,7 +82,7 @@ def open_cohort(root: Path) -> Cohort:
     recipe = require_recipe(root)
     try:
         stored = read_json(tables(root) / "cohort.json")
-        rows = pq.read_table(tables(root) / "scans.parquet").to_pylist()
+        scans = read_scans(root)
     except FileNotFoundError:
         raise InputError(
             f"{root} holds no cohort (it was written by `rarescan {recipe.step}`).",
@@ -92,10 +92,16 @@ def open_cohort(root: Path) -> Cohort:
         cohort_id=recipe.id,
         root=root,
         grid=_grid(stored["grid"]),
-        scans=tuple(_scan(row) for row in rows),
+        scans=scans,
         partition=stored["partition"],
         recipe=recipe.as_dict(),
     )
+
+
+def read_scans(root: Path) -> tuple[Scan, ...]:
+    """Return a cohort's scans, also of a folder that is still being written."""
+    rows = pq.read_table(tables(root) / "scans.parquet").to_pylist()
+    return tuple(_scan(row) for row in rows)
 
 
 def read_about(root: Path) -> dict[str, Any]:
@@ -117,16 +123,28 @@ def create_volumes(root: Path, n_scans: int, grid: Grid) -> FloatArray:
     return fresh
 
 
+def require_grid(root: Path) -> Grid:
+    """Return the grid of a prepared cohort."""
+    grid = open_cohort(root).grid
+    if grid is None:
+        raise _not_prepared(root)
+    return grid
+
+
 def open_volumes(cohort: Cohort) -> FloatArray:
     """Return a cohort's volumes as a read-only memory map, shape (scans, x, y, z)."""
     path = tables(cohort.root) / VOLUMES
     if not path.exists():
-        raise InputError(
-            f"{cohort.root} is not prepared: its scans are not on one grid.",
-            remedy=f"Run `rarescan prepare {cohort.root} PREPARED` and use PREPARED.",
-        )
+        raise _not_prepared(cohort.root)
     volumes: FloatArray = np.load(path, mmap_mode="r")
     return volumes
+
+
+def _not_prepared(root: Path) -> InputError:
+    return InputError(
+        f"{root} is not prepared: its scans are not on one grid.",
+        remedy=f"Run `rarescan prepare {root} PREPARED` and use PREPARED.",
+    )
 
 
 def require_same_grid(a: Grid | None, b: Grid | None, names: tuple[str, str]) -> None:

@@ -1,0 +1,176 @@
+"""The one training loop of every classifier.
+
+`fit` is the way in. The same number of steps whatever the examples; order, augmentation and
+dropout of a step are drawn from the seed and the step's number, so two fits that differ in one
+thing differ in nothing else. The last weights are kept: nothing is selected, and what is
+watched on the way (validation persons) never touches the weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
+from torchmetrics.functional.classification import binary_auroc
+
+from rarescan.classifiers.contract import Modality, one_thread, person_means
+from rarescan.classifiers.examples import Examples, Pool, draw
+from rarescan.classifiers.network import TrainedNetwork, placed
+from rarescan.classifiers.spec import ClassifierConfig
+from rarescan.errors import InputError
+from rarescan.progress import Progress
+from rarescan.seeds import derive
+
+_LOOKS = 8
+"""How often training is measured on its way."""
+_WARM_UP = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How training stood at one step."""
+
+    step: int
+    train_loss: float
+    """Mean since the last look, as augmented and drawn."""
+    watched_loss: float | None = None
+    watched_auc: float | None = None
+    """Over persons, not scans."""
+
+
+def fit(
+    examples: Examples,
+    pools: Sequence[Pool],
+    config: ClassifierConfig,
+    *,
+    modality: Modality,
+    device: torch.device,
+    watched: Examples | None = None,
+) -> tuple[TrainedNetwork, list[Look]]:
+    """Train a network.
+
+    Parameters
+    ----------
+    examples : Examples
+        Labelled scans; both labels must occur.
+    pools : sequence of Pool
+        Which of them each batch takes, positions in `examples`.
+    config : ClassifierConfig
+        Steps, rates, strength of the augmentation (0: none), seed.
+    modality : Modality
+        Network, preparation and augmentation.
+    device : torch.device
+        On the CPU one seed gives one network, bit for bit.
+    watched : Examples, optional
+        Scans to measure on, which never touch the weights.
+
+    Raises
+    ------
+    InputError
+        Only one label occurs.
+    """
+    _require_both(examples)
+    every = max(config.steps // _LOOKS, 1)
+    losses: list[float] = []
+    looks: list[Look] = []
+    with (
+        one_thread(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        Progress("train classifier", config.steps) as progress,
+    ):
+        trained = _untrained(examples, config, modality, device)
+        optimizer, schedule = _optimizer(trained)
+        for step in range(config.steps):
+            losses.append(_step(trained, examples, draw(pools, config.seed, step), step, optimizer))
+            schedule.step()
+            if (step + 1) % every == 0 or step + 1 == config.steps:
+                looks.append(_look(step + 1, losses, trained, watched))
+                losses = []
+            progress.advance(note=f"loss {losses[-1] if losses else looks[-1].train_loss:.3f}")
+    return trained, looks
+
+
+def _require_both(examples: Examples) -> None:
+    if len(set(examples.labels)) < 2:
+        present = {0: "control", 1: "patient"}.get(next(iter(examples.labels), -1), "person")
+        raise InputError(
+            f"A classifier cannot learn from one class: every training scan is of a {present}.",
+            remedy="Name the diagnoses of this cohort in `question.positive` and "
+            "`question.negative`, or add persons of the other class.",
+        )
+
+
+def _untrained(
+    examples: Examples, config: ClassifierConfig, modality: Modality, device: torch.device
+) -> TrainedNetwork:
+    torch.manual_seed(derive(config.seed, "weights"))
+    return TrainedNetwork(
+        network=placed(modality.build(examples.shape, config), device),
+        modality=modality,
+        config=config,
+        shape=examples.shape,
+        device=device,
+    )
+
+
+def _optimizer(trained: TrainedNetwork) -> tuple[torch.optim.Optimizer, OneCycleLR]:
+    config = trained.config
+    optimizer = torch.optim.AdamW(
+        trained.network.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    schedule = OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=_WARM_UP
+    )
+    return optimizer, schedule
+
+
+def _step(
+    trained: TrainedNetwork,
+    examples: Examples,
+    positions: Sequence[int],
+    step: int,
+    optimizer: torch.optim.Optimizer,
+) -> float:
+    """Update the weights once; return the loss."""
+    config, modality = trained.config, trained.modality
+    random = torch.Generator("cpu").manual_seed(derive(config.seed, step, "augment"))
+    images = torch.from_numpy(examples.read(positions)).to(trained.device)
+    labels = torch.tensor([float(examples.labels[p]) for p in positions], device=trained.device)
+    images = modality.prepare(modality.augment(images, config.augmentation, random))
+    torch.manual_seed(derive(config.seed, step, "dropout"))
+    trained.network.train()
+    loss = functional.binary_cross_entropy_with_logits(trained.network(images), labels)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()
+
+
+def _look(
+    step: int, losses: Sequence[float], trained: TrainedNetwork, watched: Examples | None
+) -> Look:
+    look = Look(step=step, train_loss=float(np.mean(losses)))
+    if watched is None or len(set(watched.labels)) < 2:
+        return look
+    scores = person_means(watched.person_ids, trained.score(watched.read()))
+    labels = dict(zip(watched.person_ids, watched.labels, strict=True))
+    truth = torch.tensor([labels[person] for person in scores])
+    score = torch.tensor(list(scores.values()))
+    return replace(
+        look,
+        watched_loss=functional.binary_cross_entropy(
+            score.clamp(1e-6, 1 - 1e-6), truth.float()
+        ).item(),
+        watched_auc=binary_auroc(score, truth).item(),
+    )
+
+
+def as_rows(looks: Sequence[Look]) -> list[dict[str, Any]]:
+    """Return the looks as plain values, for JSON."""
+    return [asdict(look) for look in looks]

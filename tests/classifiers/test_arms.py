@@ -1,0 +1,327 @@
+"""Arms: what differs between them, what never does, and what is refused."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from rarescan.classifiers import arms, baseline
+from rarescan.classifiers.examples import Examples, labelled
+from rarescan.classifiers.network import load_network
+from rarescan.classifiers.spec import Arm, ClassifierConfig, RetrainConfig
+from rarescan.cohort.contracts import Part, Question
+from rarescan.cohort.store import open_cohort
+from rarescan.errors import GridMismatchError, InputError
+from rarescan.files import require_recipe, write_json
+
+QUICK = RetrainConfig(seeds=2, classifier=ClassifierConfig(steps=10))
+QUESTION = Question()
+
+
+@pytest.fixture(scope="module")
+def batch(prepared: Path, make_cohort: Callable[..., Path], tmp_path_factory: Any) -> Path:
+    """Return 10 synthetic patients and 5 synthetic controls, generated for this cohort."""
+    return make_cohort(
+        tmp_path_factory.mktemp("batch") / "synthetic",
+        10,
+        5,
+        seed=50,
+        origin="synthetic",
+        partition=False,
+        prepared_id=require_recipe(prepared).id,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path, batch: Path, tmp_path_factory: Any) -> Path:
+    """Return the folder of a whole run."""
+    work: Path = tmp_path_factory.mktemp("arms")
+    arms.run_arms(work, prepared, batch, QUICK, QUESTION, workers=1, device="cpu")
+    return work
+
+
+def _unit(prepared: Path, batch: Path | None, arm: Arm, **changes: Any) -> arms.Unit:
+    unit = arms.Unit(
+        work=Path("nowhere"),
+        prepared=prepared,
+        batch=batch,
+        config=QUICK,
+        question=QUESTION,
+        arm=arm,
+        model="network",
+        seed=0,
+        device="cpu",
+    )
+    return replace(unit, **changes)
+
+
+def _real(prepared: Path) -> Examples:
+    return labelled(open_cohort(prepared), QUESTION, "train")
+
+
+def test_every_held_out_person_is_scored_once_by_every_fit(finished: Path, prepared: Path) -> None:
+    table = pd.read_parquet(finished / arms.PREDICTIONS)
+    cohort = open_cohort(prepared)
+    held_out = {p: part for p, part in cohort.partition.items() if part != "train"}
+    fits = table.groupby(["arm", "model", "seed"])
+    assert {name for name, _ in fits} == {
+        (arm, model, seed)
+        for seed in (0, 1)
+        for arm, model in [
+            *((arm, "network") for arm in QUICK.arms),
+            ("real", "linear"),
+            ("classical_synthetic", "linear"),
+        ]
+    }
+    truth = {s.person_id: int(s.condition.diagnosis == "bvFTD") for s in cohort.scans}
+    for _, rows in fits:
+        assert dict(zip(rows.person_id, rows.part, strict=True)) == held_out
+        assert len(rows) == len(held_out)
+        assert all(truth[p] == t for p, t in zip(rows.person_id, rows.truth, strict=True))
+    assert table.score.between(0, 1).all()
+
+
+def test_the_table_holds_what_the_saved_models_say(finished: Path, prepared: Path) -> None:
+    table = pd.read_parquet(finished / arms.PREDICTIONS)
+    test = labelled(open_cohort(prepared), QUESTION, "test")
+    opened = {
+        ("network", "classical"): load_network(finished / "networks" / "classical-1", "cpu"),
+        ("linear", "real"): baseline.load_linear(finished / "linear" / "real-1"),
+    }
+    for (model, arm), classifier in opened.items():
+        rows = table.query(
+            f"model == '{model}' and arm == '{arm}' and seed == 1 and part == 'test'"
+        )
+        scores = dict(zip(test.person_ids, classifier.score(test.read()), strict=True))
+        assert dict(zip(rows.person_id, rows.score, strict=True)) == scores
+
+
+def test_curves_tell_steps_and_added_patients_of_every_fit(finished: Path) -> None:
+    curves = json.loads((finished / arms.CURVES).read_text())
+    assert curves["persons"]["train"] == {"patients": 14, "controls": 22}
+    added = {(fit["arm"], fit["model"]): fit["added"] for fit in curves["fits"]}
+    assert added["classical_synthetic", "network"] == added["placebo", "network"] == 10
+    assert added["classical_synthetic", "linear"] == 10
+    assert added["real", "network"] == added["classical", "network"] == 0
+    networks = [fit for fit in curves["fits"] if fit["model"] == "network"]
+    assert {fit["steps"] for fit in networks} == {10}
+    assert all(fit["curve"][-1]["step"] == 10 for fit in networks)
+
+
+def test_repeats_differ_and_arms_of_one_repeat_share_the_seed(prepared: Path, batch: Path) -> None:
+    seeds = {
+        (arm, seed): arms.unit_config(_unit(prepared, batch, arm, seed=seed)).seed
+        for arm in QUICK.arms
+        for seed in (0, 1, 2)
+    }
+    assert len(set(seeds.values())) == 3
+    assert all(seeds[arm, 1] == seeds["real", 1] for arm in QUICK.arms)
+
+
+def test_only_the_augmented_arms_are_augmented(prepared: Path, batch: Path) -> None:
+    strengths = {
+        arm: arms.unit_config(_unit(prepared, batch, arm)).augmentation for arm in QUICK.arms
+    }
+    assert strengths == {
+        "real": 0,
+        "oversampled": 0,
+        "classical": 1,
+        "classical_synthetic": 1,
+        "placebo": 1,
+    }
+
+
+def test_placebo_patients_are_training_controls(prepared: Path, batch: Path) -> None:
+    real = _real(prepared)
+    placebo = arms.added_patients(_unit(prepared, batch, "placebo"), real)
+    assert placebo is not None
+    controls = {p for p, label in zip(real.person_ids, real.labels, strict=True) if label == 0}
+    assert set(placebo.person_ids) <= controls
+    assert set(placebo.labels) == {1}
+    source = {real.rows[i]: real.person_ids[i] for i in range(len(real))}
+    assert [source[row] for row in placebo.rows] == list(placebo.person_ids)
+
+
+def test_added_patients_are_synthetic_patients_and_no_controls(prepared: Path, batch: Path) -> None:
+    unit = _unit(prepared, batch, "classical_synthetic")
+    added = arms.added_patients(unit, _real(prepared))
+    assert added is not None
+    diagnosis = {s.person_id: s.condition.diagnosis for s in open_cohort(batch).scans}
+    assert [diagnosis[p] for p in added.person_ids] == ["bvFTD"] * 10
+    assert arms.added_patients(_unit(prepared, batch, "classical"), _real(prepared)) is None
+
+
+@pytest.mark.parametrize(
+    ("patients", "controls", "share", "in_batch", "expected"),
+    [
+        (12, 120, 1.0, 500, 108),  # the reference's 12 + 120 gets 108
+        (12, 120, 0.5, 500, 54),
+        (12, 120, 1.0, 30, 30),
+        (40, 50, 1.0, 500, 40),  # one for each real patient at least
+        (51, 21, 1.0, 500, 51),
+        (2, 3, 0.1, 500, 1),
+    ],
+)
+def test_synthetic_patients_fill_the_rare_class(
+    patients: int, controls: int, share: float, in_batch: int, expected: int
+) -> None:
+    def persons(n_positive: int, n_negative: int) -> Examples:
+        n = n_positive + n_negative
+        return Examples(
+            sources=(np.zeros((n, 1, 1, 1), np.float32),),
+            rows=tuple((0, i) for i in range(n)),
+            labels=(1,) * n_positive + (0,) * n_negative,
+            person_ids=tuple(map(str, range(n))),
+        )
+
+    config = RetrainConfig(synthetic_share=share)
+    assert arms.n_added(config, persons(patients, controls), persons(in_batch, 0)) == expected
+
+
+def test_without_a_batch_there_is_no_synthetic_arm(prepared: Path, tmp_path: Path) -> None:
+    config = replace(QUICK, arms=("real", "classical_synthetic", "placebo"), seeds=1)
+    arms.run_arms(tmp_path, prepared, None, config, QUESTION, workers=1, device="cpu")
+    table = pd.read_parquet(tmp_path / arms.PREDICTIONS)
+    assert set(zip(table.arm, table.model, strict=True)) == {
+        ("real", "network"),
+        ("real", "linear"),
+        ("placebo", "network"),
+    }
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(
+    prepared: Path,
+    batch: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted: list[arms.Unit] = []
+    fit_linear, fit_network = arms._FIT["linear"], arms._FIT["network"]
+
+    def counted(unit: arms.Unit, cohort: Any) -> Any:
+        if len(fitted) == 5:
+            raise KeyboardInterrupt
+        fitted.append(unit)
+        return (fit_linear if unit.model == "linear" else fit_network)(unit, cohort)
+
+    monkeypatch.setitem(arms._FIT, "linear", counted)
+    monkeypatch.setitem(arms._FIT, "network", counted)
+    with pytest.raises(KeyboardInterrupt):
+        arms.run_arms(tmp_path, prepared, batch, QUICK, QUESTION, workers=1, device="cpu")
+    assert not (tmp_path / arms.PREDICTIONS).exists()
+    monkeypatch.undo()
+    first_result = fitted[0].folder / "result.json"
+    before = first_result.stat().st_mtime_ns
+    arms.run_arms(tmp_path, prepared, batch, QUICK, QUESTION, workers=1, device="cpu")
+    assert first_result.stat().st_mtime_ns == before
+    for name in (arms.PREDICTIONS, arms.CURVES):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_held_out_scans_never_reach_the_weights(prepared: Path, tmp_path: Path) -> None:
+    """Change every validation and test volume; the weights stay the same bytes."""
+    root = tmp_path / "changed"
+    _copy_with_other_volumes(prepared, root, ("validation", "test"))
+    for model in ("network", "linear"):
+        unit = _unit(prepared, None, "real", model=model)
+        weights = []
+        for i, cohort in enumerate((prepared, root)):
+            fitted = replace(unit, work=tmp_path / f"work{i}", prepared=cohort)
+            arms.run_unit(fitted)
+            weights.append((fitted.folder / "weights.safetensors").read_bytes())
+        assert weights[0] == weights[1]
+
+
+def _copy_with_other_volumes(source: Path, root: Path, parts: tuple[Part, ...]) -> None:
+    import shutil
+
+    shutil.copytree(source, root)
+    rows = open_cohort(root).indices(*parts)
+    volumes = np.load(root / "rarescan" / "volumes.npy", mmap_mode="r+")
+    volumes[rows] = 1 - volumes[rows]
+    volumes.flush()
+
+
+def test_a_person_with_two_scans_is_scored_once_with_their_mean(
+    make_cohort: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_cohort(tmp_path / "twice", 12, 14, scans_each=2)
+    unit = _unit(root, None, "real", work=tmp_path / "work", model="linear")
+    rows = arms.run_unit(unit)["predictions"]
+    assert max(Counter(row["person_id"] for row in rows).values()) == 1
+    cohort = open_cohort(root)
+    model = baseline.load_linear(unit.folder)
+    held_out = labelled(cohort, QUESTION, "test")
+    scores = model.score(held_out.read()).reshape(-1, 2).mean(1)
+    found = [row["score"] for row in rows if row["part"] == "test"]
+    np.testing.assert_allclose(found, scores, rtol=1e-6)
+
+
+def test_a_batch_of_another_cohorts_model_is_refused(
+    make_cohort: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
+    batch = make_cohort(
+        tmp_path / "b", 3, 0, origin="synthetic", partition=False, prepared_id="0123456789abcdef"
+    )
+    with pytest.raises(InputError, match="another cohort"):
+        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+    (batch / "batch.json").unlink()
+    recipe = json.loads((batch / "recipe.json").read_text())
+    write_json(batch / "recipe.json", recipe | {"inputs": {"prepared": "0123456789abcdef"}})
+    with pytest.raises(InputError, match="another cohort"):
+        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+
+
+def test_a_real_cohort_in_the_place_of_a_batch_is_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not synthetic"):
+        arms.run_arms(tmp_path, prepared, prepared, QUICK, QUESTION)
+
+
+def test_a_batch_on_another_grid_is_refused(
+    make_cohort: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
+    batch = make_cohort(tmp_path / "b", 2, 0, origin="synthetic", partition=False, spacing_mm=16.0)
+    with pytest.raises(GridMismatchError):
+        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+
+
+def test_a_batch_without_patients_is_refused(
+    make_cohort: Callable[..., Path], prepared: Path, tmp_path: Path
+) -> None:
+    batch = make_cohort(tmp_path / "b", 0, 4, origin="synthetic", partition=False)
+    with pytest.raises(InputError, match="nobody with the diagnosis 'bvFTD'"):
+        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+
+
+def test_a_question_about_an_absent_diagnosis_names_the_present_ones(
+    prepared: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="the cohort has: bvFTD, control"):
+        arms.run_arms(tmp_path, prepared, None, QUICK, Question(positive="AD"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_planted_effect_is_found_on_test_persons(prepared: Path, tmp_path: Path) -> None:
+    config = RetrainConfig(classifier=ClassifierConfig(steps=60), seeds=1)
+    unit = _unit(prepared, None, "classical", config=config, work=tmp_path)
+    rows = arms.run_unit(unit)["predictions"]
+    assert roc_auc_score([r["truth"] for r in rows], [r["score"] for r in rows]) > 0.9
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_no_byte(
+    prepared: Path, finished: Path, tmp_path: Path
+) -> None:
+    config = replace(QUICK, arms=("real",), seeds=1)
+    arms.run_arms(tmp_path, prepared, None, config, QUESTION, workers=2, device="cpu")
+    for fit in ("networks/real-0", "linear/real-0"):
+        for name in ("weights.safetensors", "result.json"):
+            assert (tmp_path / fit / name).read_bytes() == (finished / fit / name).read_bytes()
