@@ -1,0 +1,8 @@
+"""From an export to a prepared cohort: ingest, adopt, prepare, and BIDS in and out.
+
+- `ingest.ingest_export`: a PACS export (folder or archive) -> pseudonymous BIDS cohort
+- `adopt.adopt_table`, `adopt.adopt_bids`: NIfTI with a table, or a BIDS dataset -> the same
+- `prepare.prepare_cohort`: native scans -> one template grid, stripped, scaled once
+- `bids.write_derivative`: synthetic scans -> a BIDS derivative
+- `identity.new_key`: the key that pseudonyms depend on
+"""

@@ -1,0 +1,79 @@
+"""Settings of the imaging room: ingest, adopt, prepare. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import annotated_types as at
+
+from rarescan.settings import STRICT
+
+Declared = Literal["stripped", "template_space", "bias_corrected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """How a PACS export becomes a cohort."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    labels: str = ""
+    """CSV with `patient_id` or `accession`, `diagnosis` and, where known, `age_years`, `sex`,
+    `site`. Empty: every person is of the diagnosis `unknown`."""
+    key_file: str = ""
+    """File with the pseudonym key. Empty: the environment variable RARESCAN_KEY (64 hexadecimal
+    digits), else ~/.config/rarescan/pseudonym.key."""
+    accept_review: bool = False
+    """Take scans that look like T1 but that a person should confirm (score 45 to 64)."""
+    allow_gadolinium: bool = False
+    """Take scans with contrast agent."""
+    fewest_age_years: Annotated[int, at.Ge(0), at.Le(120)] = 18
+    """Younger persons are left out."""
+    licence: str = ""
+    """Under which terms the scans may be used; written beside every scan."""
+    name: str = "MRI cohort"
+    """Name of the data set, as it stands in `dataset_description.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptConfig:
+    """How NIfTI files that are already there become a cohort."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    table: str = ""
+    """CSV or TSV with one row a scan, relative to the source folder or absolute. Not used for a
+    BIDS dataset, whose `participants.tsv` is the table."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our column -> the table's, for `file`, `person`, `diagnosis`, `session`, `age_years`,
+    `sex`, `site`, `licence`. Columns that are not named here keep our names."""
+    where: dict[str, str] = field(default_factory=dict)
+    """Column of the table -> the value that a row must have to be taken."""
+    already: tuple[Declared, ...] = ()
+    """What was done to these scans before, and what `prepare` therefore skips."""
+    key_file: str = ""
+    """File with the pseudonym key. Empty: the persons' names in the table are pseudonyms
+    already, and are kept."""
+    licence: str = ""
+    """Under which terms the scans may be used, where the table has no such column."""
+    name: str = "MRI cohort"
+    """Name of the data set, as it stands in `dataset_description.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How a scan is brought to the template grid."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    spacing_mm: Annotated[float, at.Ge(1), at.Le(8)] = 1.0
+    """Edge of one cubic voxel, in millimetres: 1, 2, 4 or 8."""
+    registration_starts: Literal[1, 27] = 27
+    """Rotations that the registration starts from; 1 is enough for heads within 15 degrees."""
+    bias_correction: Literal["none", "coarse", "full"] = "full"
+    """Effort of the N4 bias field correction."""
+    strip: Literal["auto", "deepbet", "template"] = "auto"
+    """How the brain is found; `auto` takes deepbet where it is installed."""
+
+    def __post_init__(self) -> None:
+        if self.spacing_mm not in (1, 2, 4, 8):
+            raise ValueError(f"spacing_mm is {self.spacing_mm:g}; it must be 1, 2, 4 or 8")
