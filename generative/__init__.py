@@ -1,0 +1,10 @@
+"""Generators: a codec (image <-> code) and a prior (codes given a condition) on one grid.
+
+Verbs, and where they live:
+
+- `families.train_generator`   prepared cohort -> folder with spec, weights and curves
+- `families.load_generator`    that folder -> a `contract.Generator`
+- `sample.write_samples`       a generator's samples -> volumes of a synthetic cohort
+- `conditions.draw_conditions` what to ask for: the training persons' conditions, drawn again
+- `spec.GeneratorSpec`         the settings
+"""

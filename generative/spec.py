@@ -1,0 +1,78 @@
+"""The settings of one generator: family, codec, sizes, steps, seed; and of one batch.
+
+`GeneratorSpec` and `GenerateConfig` are the ways in. There is no grid in them: the cohort has
+one. Training is bounded by steps, never by seconds, so that the same seed gives the same model on
+a slower machine.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import annotated_types as at
+
+from rarescan.settings import STRICT
+
+Family = Literal["vae", "gan", "diffusion", "gaussian", "transfer"]
+CodecName = Literal["haar", "pca", "kl"]
+ConditionName = Literal["age_years", "sex", "site", "severity"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSpec:
+    """What is trained; the defaults take about a minute of one CPU thread at 4 mm."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    family: Family = "diffusion"
+    """`vae`, `gan` and `diffusion` are trained; `gaussian` and `transfer` are the baselines."""
+    codec: CodecName = "pca"
+    """`pca` for tens of scans, `haar` (exact, needs no training) for networks on whole volumes,
+    `kl` (an autoencoder) only for hundreds of scans."""
+    levels: Annotated[int, at.Ge(1), at.Le(2)] = 2
+    """Levels of the `haar` codec; each halves the code's edges and multiplies channels by 8."""
+    components: Annotated[int, at.Ge(1)] = 60
+    """Leading principal components that the network of a `pca` code sees; the others are drawn
+    from the closed-form Gaussian."""
+    latent_channels: Annotated[int, at.Ge(1), at.Le(64)] = 4
+    """Channels of the `kl` codec's code."""
+    codec_steps: Annotated[int, at.Ge(1)] = 300
+    """Training steps of the `kl` codec."""
+    width: Annotated[int, at.Ge(8), at.MultipleOf(8)] = 128
+    """Hidden units for `pca` codes; channels of the first level for `haar` and `kl` codes."""
+    depth: Annotated[int, at.Ge(1), at.Le(5)] = 2
+    """Hidden layers for `pca` codes; resolution levels for `haar` and `kl` codes."""
+    latent: Annotated[int, at.Ge(1)] = 16
+    """Latent variables of the `vae`."""
+    steps: Annotated[int, at.Ge(1)] = 600
+    """Training steps of the network."""
+    batch_size: Annotated[int, at.Ge(2)] = 64
+    """Scans in one step, drawn evenly from the diagnoses."""
+    learning_rate: Annotated[float, at.Gt(0), at.Le(0.1)] = 1e-3
+    """Peak learning rate of AdamW."""
+    ema_decay: Annotated[float, at.Ge(0), at.Lt(1)] = 0.995
+    """Decay of the averaged weights, which are the ones that are kept."""
+    label_dropout: Annotated[float, at.Ge(0), at.Lt(1)] = 0.15
+    """Share of training items whose diagnosis is hidden; every other condition likewise."""
+    guidance: Annotated[float, at.Ge(0), at.Le(5)] = 1.5
+    """Strength of the diagnosis in `diffusion` sampling; 1 is the plain conditional."""
+    solver_steps: Annotated[int, at.Ge(1), at.Le(1000)] = 10
+    """Midpoint steps of `diffusion` sampling; each calls the network twice."""
+    checkpoint_every: Annotated[int, at.Ge(1)] = 200
+    """Steps between two checkpoints."""
+    seed: int = 0
+    conditions: tuple[ConditionName, ...] = ("age_years", "sex", "site")
+    """What is conditioned on beside the diagnosis, as far as the cohort has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """What a batch of synthetic persons holds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    n: Annotated[int, at.Ge(1)] = 200
+    """Synthetic persons, divided evenly between the diagnoses."""
+    seed: int = 1
+    """The batch's seed: scan i of a seed is the same whatever else is generated."""
+    diagnoses: tuple[str, ...] = ()
+    """Which diagnoses; empty: all of the cohort."""
