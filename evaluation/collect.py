@@ -211,7 +211,7 @@ def _candidates(
 def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a family's training with its curves as series: name -> [[step, value], ...]."""
     series: dict[str, list[list[float]]] = defaultdict(list)
-    for point in record.get("curves") or record.get("curve") or ():
+    for point in record.get("curve") or ():
         for name, value in point.items():
             if name not in ("step", "seconds") and value is not None:
                 series[name.replace("_loss", "")].append([point["step"], value])

@@ -30,7 +30,7 @@ def log_training(config: RunConfig, prepared: Path, model: Path) -> None:
             name=f"{config.name}/{model.name}",
             about="training",
             params=_loggable(config),
-            metrics=_curves(training["curves"]),
+            metrics=_curve(training["curve"]),
             tags={
                 "family": config.train[model.name].family,
                 "prepared_id": require_recipe(prepared).id,
@@ -144,10 +144,10 @@ def _loggable(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-def _curves(rows: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+def _curve(rows: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
     return [
-        (key, float(row[key]), int(row["step"]))
+        (key, float(value), int(row["step"]))
         for row in rows
-        for key in ("loss", "validation_loss")
-        if row.get(key) is not None
+        for key, value in row.items()
+        if key not in ("step", "seconds") and value is not None
     ]

@@ -1,0 +1,247 @@
+"""Is a scan a copy of a training person? The image-space assay.
+
+`Assay.of` is built once from the training persons; `Assay.match` finds, for each scan, the
+training person whose fine anatomy it repeats best, in both left-right orientations and at every
+small shift. What is compared is what tells one person from another: low frequencies are removed,
+the rest is divided by its local strength, and the ways in which all training persons vary
+together (their mean and leading components) are projected out. Otherwise "all brains look alike"
+would count as a match. Volumes finer than 4 mm are averaged to about 4 mm first (`coarsen`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from rarescan.cohort.contracts import FloatArray
+from rarescan.errors import InputError
+from rarescan.evaluation.measures import outline
+
+Array = npt.NDArray[np.float64]
+
+_ASSAY_MM = 4.0
+_COARSE_MM = 8.0
+_LOW_PASS_MM = 6.0
+_COMMON_COMPONENTS = 25
+_FINALISTS = 4
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The best match of each scan among training persons."""
+
+    score: Array
+    """How far the nearest training person stands out: its correlation minus the mean of all other
+    persons', over their SD, shape (n,). A mixture of all persons resembles everybody a little, and
+    no one stands out; of a copy everybody but the donor is a stranger."""
+    correlation: Array
+    """With the nearest training person, -1 to 1, shape (n,)."""
+    person: npt.NDArray[np.intp]
+    """Position of the nearest person in `Assay.person_ids`, shape (n,)."""
+
+
+def details(volumes: FloatArray, voxel_mm: float) -> FloatArray:
+    """Return high-pass, locally normalised volumes; shifts and flips pass through unchanged."""
+    brain = (volumes > 0).astype(np.float32)
+    weight = np.maximum(_smooth(brain, voxel_mm), np.float32(1e-3)).astype(np.float32)
+    rest: FloatArray = (volumes - _smooth(volumes, voxel_mm) / weight) * brain
+    strength = np.sqrt(np.maximum(_smooth(rest**2, voxel_mm) / weight, 0))
+    inside = np.maximum(brain.sum(axis=(1, 2, 3), keepdims=True), 1)
+    typical = strength.sum(axis=(1, 2, 3), keepdims=True) / inside
+    normalised: FloatArray = (rest / (strength + 0.1 * typical + 1e-6)).astype(np.float32)
+    return normalised
+
+
+def _smooth(volumes: FloatArray, voxel_mm: float) -> FloatArray:
+    """Return volumes smoothed by a Gaussian of 6 mm SD; three small matrix products."""
+    for axis in (1, 2, 3):
+        place = np.arange(volumes.shape[axis]) * voxel_mm / _LOW_PASS_MM
+        kernel = np.exp(-0.5 * (place[:, None] - place[None]) ** 2).astype(np.float32)
+        volumes = np.moveaxis(np.moveaxis(volumes, axis, -1) @ kernel, -1, axis)
+    return volumes
+
+
+@dataclass(frozen=True)
+class Assay:
+    """The training persons, ready for comparison."""
+
+    person_ids: tuple[str, ...]
+    voxel_mm: float
+    shift_voxels: int
+    """The largest shift looked for."""
+    mask: npt.NDArray[np.bool_]
+    common: FloatArray
+    """Orthonormal columns: how all training persons vary together, shape (mask voxels, k)."""
+    person_of_scan: npt.NDArray[np.intp]
+    own: FloatArray
+    """What is each training scan's own, length one, shape (scans, mask voxels)."""
+    spectra: npt.NDArray[np.complex64]
+    coarse: FloatArray
+
+    @classmethod
+    def of(
+        cls,
+        volumes: FloatArray,
+        persons: Sequence[str],
+        *,
+        voxel_mm: float,
+        shift_mm: float,
+    ) -> "Assay":
+        """Build the assay from training scans.
+
+        Parameters
+        ----------
+        volumes : float32 array, shape (n, x, y, z)
+            From `coarsen`: 0 to 1, 0 outside the brain.
+        persons : sequence of str
+            Whose scan each volume is.
+        voxel_mm : float
+            Edge of a voxel, `coarse_voxel_mm` of the cohort's.
+        shift_mm : float
+            Copies shifted by up to this much along each axis are found.
+
+        Raises
+        ------
+        InputError
+            Fewer than two training persons: nothing could be nearest of several.
+        """
+        person_ids = tuple(sorted(set(persons)))
+        if len(person_ids) < 2:
+            raise InputError(
+                "The search for copies needs at least two training persons.",
+                remedy="Add persons to the cohort and run `rarescan prepare` again.",
+            )
+        mask = outline(volumes, share=0.9)
+        rows = details(volumes, voxel_mm)[:, mask]
+        common = _common(rows)
+        own = _own(rows, common)
+        patterns = np.zeros(volumes.shape, np.float32)
+        patterns[:, mask] = own
+        return cls(
+            person_ids=person_ids,
+            voxel_mm=voxel_mm,
+            shift_voxels=round(shift_mm / voxel_mm),
+            mask=mask,
+            common=common,
+            person_of_scan=np.array([person_ids.index(p) for p in persons], dtype=np.intp),
+            own=own,
+            spectra=np.stack([fft.rfftn(pattern) for pattern in patterns]),
+            coarse=_block_average(patterns, _coarse_factor(voxel_mm)),
+        )
+
+    def match(self, volumes: FloatArray) -> Matches:
+        """Return each scan's best match, searched coarsely among all, finely among four.
+
+        Parameters
+        ----------
+        volumes : float32 array, shape (n, x, y, z)
+            From `coarsen`, on the grid of the training scans.
+        """
+        found = []
+        for start in range(0, len(volumes), _CHUNK):
+            scans = details(volumes[start : start + _CHUNK], self.voxel_mm)
+            similarity, flipped = self._coarse_search(scans)
+            found += [self._match_one(*one) for one in zip(scans, similarity, flipped, strict=True)]
+        score, correlation, person = (np.array(column) for column in zip(*found, strict=True))
+        return Matches(score, correlation, person.astype(np.intp))
+
+    def _coarse_search(self, scans: FloatArray) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """Return the similarity of every scan with every training scan, and which are flipped."""
+        factor = _coarse_factor(self.voxel_mm)
+        farthest = -(-self.shift_voxels // factor)
+        training = self.coarse.reshape(len(self.coarse), -1)
+        both = []
+        for side in (scans, scans[:, ::-1]):
+            small = _block_average(side, factor)
+            highest = np.full((len(scans), len(training)), -np.inf, np.float32)
+            for shift in product(range(-farthest, farthest + 1), repeat=3):
+                moved = np.roll(small, shift, axis=(1, 2, 3)).reshape(len(scans), -1)
+                np.maximum(highest, moved @ training.T, out=highest)
+            both.append(highest)
+        return np.maximum(*both), both[1] > both[0]
+
+    def _match_one(
+        self, scan: FloatArray, similarity: FloatArray, flipped: npt.NDArray[np.bool_]
+    ) -> tuple[float, float, int]:
+        """Return score, correlation and person of the best of the finalists."""
+        sides = {False: scan, True: scan[::-1]}
+        spectra = {side: fft.rfftn(volume) for side, volume in sides.items()}
+        found = []
+        for index in self._finalists(similarity):
+            side = bool(flipped[index])
+            shift = self._best_shift(spectra[side] * self.spectra[index].conj())
+            placed = np.roll(sides[side], shift, axis=(0, 1, 2))[self.mask]
+            unique = _own(placed, self.common)
+            found.append((float(unique @ self.own[index]), index, unique))
+        correlation, index, unique = max(found, key=lambda one: one[0])
+        person = self.person_of_scan[index]
+        others = np.sort((self.own @ unique)[self.person_of_scan != person])
+        # The two nearest rivals may be copied too (a mixture of few persons) and are left out.
+        others = others[: max(1, len(others) - 2)]
+        # Few rivals have no spread of their own; chance correlations have about this one.
+        spread = max(float(others.std()), float(1 / np.sqrt(self.mask.sum())))
+        return (correlation - float(others.mean())) / spread, correlation, int(person)
+
+    def _finalists(self, similarity: FloatArray) -> list[int]:
+        """Return the most similar scan of each of the four most similar persons."""
+        chosen: dict[int, int] = {}
+        for scan in np.argsort(-similarity, kind="stable"):
+            chosen.setdefault(int(self.person_of_scan[scan]), int(scan))
+            if len(chosen) == min(_FINALISTS, len(self.person_ids)):
+                break
+        return list(chosen.values())
+
+    def _best_shift(self, product_of_spectra: npt.NDArray[np.complex64]) -> tuple[int, ...]:
+        """Return the shift of the scan, within the limit, that correlates best."""
+        correlation = fft.irfftn(product_of_spectra, s=self.mask.shape)
+        window = np.arange(-self.shift_voxels, self.shift_voxels + 1)
+        near = correlation[np.ix_(window, window, window)]
+        return tuple(-int(window[i]) for i in np.unravel_index(near.argmax(), near.shape))
+
+
+def _common(rows: FloatArray) -> FloatArray:
+    """Return an orthonormal basis of the mean and of the leading components of the scans."""
+    k = min(_COMMON_COMPONENTS, len(rows) // 4)
+    mean = rows.mean(axis=0)
+    leading = np.linalg.svd(rows - mean, full_matrices=False)[2][:k]
+    basis: FloatArray = np.linalg.qr(np.vstack([mean, leading]).T)[0].astype(np.float32)
+    return basis
+
+
+def _own(rows: FloatArray, common: FloatArray) -> FloatArray:
+    """Return what is not common, at length one."""
+    rest = rows - (rows @ common) @ common.T
+    length = np.linalg.norm(rest, axis=-1, keepdims=True)
+    unit: FloatArray = (rest / np.maximum(length, 1e-9)).astype(np.float32)
+    return unit
+
+
+def _coarse_factor(voxel_mm: float) -> int:
+    return max(1, round(_COARSE_MM / voxel_mm))
+
+
+def coarsen(volumes: FloatArray, spacing_mm: float) -> FloatArray:
+    """Return volumes averaged to about 4 mm; unchanged where they are that coarse already."""
+    return _block_average(volumes, _factor(spacing_mm))
+
+
+def coarse_voxel_mm(spacing_mm: float) -> float:
+    """Return the edge of a voxel after `coarsen`."""
+    return spacing_mm * _factor(spacing_mm)
+
+
+def _factor(spacing_mm: float) -> int:
+    return max(1, round(_ASSAY_MM / spacing_mm))
+
+
+def _block_average(volumes: FloatArray, factor: int) -> FloatArray:
+    n, *shape = volumes.shape
+    whole = [size // factor for size in shape]
+    cut = volumes[:, : whole[0] * factor, : whole[1] * factor, : whole[2] * factor]
+    blocks = cut.reshape(n, whole[0], factor, whole[1], factor, whole[2], factor)
+    averaged: FloatArray = blocks.mean(axis=(2, 4, 6), dtype=np.float32)
+    return averaged

@@ -1,0 +1,223 @@
+"""The whole scoring on small brains: files, numbers, gates, bad input."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from rarescan.cohort.contracts import Condition, Gate, Question, Scan, Score, brain_grid
+from rarescan.cohort.store import create_volumes, write_cohort
+from rarescan.errors import GridMismatchError, InputError
+from rarescan.evaluation import decide, evaluate, features
+from rarescan.evaluation.spec import EvaluateConfig
+from rarescan.files import Recipe, write_json
+
+GRID = brain_grid(8)
+CONFIG = EvaluateConfig(seed=3, canary_persons=15)
+N = {"train": 48, "validation": 24, "test": 4}
+
+
+def scans(n, origin, *, first=0, every=3):
+    """Return scans of n persons, each third a patient; the first person of many has two."""
+    return [
+        Scan(
+            scan_id=f"{origin}-{first + i}",
+            person_id=f"{'SYN' if origin == 'synthetic' else 'P'}{first + i:03d}",
+            origin=origin,
+            condition=Condition(
+                diagnosis="bvFTD" if i % every == 0 else "control", age_years=50.0 + i % 30
+            ),
+        )
+        for i in range(n)
+    ]
+
+
+def fill(root, records, volumes, partition=None, grid=GRID):
+    create_volumes(root, len(records), grid)[:] = volumes
+    write_cohort(root, scans=records, grid=grid, partition=partition or {})
+    return root
+
+
+def people(brains, records, seed):
+    sick = np.array([s.condition.diagnosis == "bvFTD" for s in records])
+    volumes = np.empty((len(records), *GRID.shape), np.float32)
+    volumes[sick] = brains(int(sick.sum()), seed, atrophy=0.6)
+    volumes[~sick] = brains(int((~sick).sum()), seed + 1)
+    return volumes
+
+
+class Network:
+    """A judge that looks at the frontal lobes: eight block means and a slope."""
+
+    weights_sha256 = "f" * 64
+
+    def __init__(self, healthy, ill):
+        self.centre = self._look(healthy).mean(axis=0)
+        self.slope = self._look(ill).mean(axis=0) - self.centre
+
+    def _look(self, volumes):
+        blocks = volumes[:, :20, :24, :20].reshape(len(volumes), 4, 5, 4, 6, 4, 5)
+        return blocks.mean(axis=(2, 4, 6)).reshape(len(volumes), -1)[:, 5:29]
+
+    def embed(self, volumes):
+        seen = self._look(volumes) - self.centre
+        z = 12 * (seen @ self.slope / (self.slope @ self.slope) - 0.5)
+        p = 1 / (1 + np.exp(-z))
+        return seen.astype(np.float32), np.column_stack([1 - p, p]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def stage(brains, tmp_path_factory):
+    """Return a prepared cohort, four candidates and a judge."""
+    root = tmp_path_factory.mktemp("evaluation")
+    records = scans(sum(N.values()), "phantom")
+    parts = np.repeat(list(N), list(N.values()))
+    partition = dict(zip((s.person_id for s in records), map(str, parts), strict=True))
+    volumes = people(brains, records, 1)
+    # One validation person came twice.
+    again = replace(records[60], scan_id="again", session="02")
+    records, volumes = [*records, again], np.concatenate([volumes, volumes[60:61]])
+    prepared = fill(root / "prepared", records, volumes, partition)
+    recipe = Recipe(step="prepare", schema=1)
+    write_json(prepared / "recipe.json", {"id": recipe.id, **recipe.as_dict()})
+    made = scans(60, "synthetic")
+    honest = people(brains, made, 11)
+    mean = honest.mean(axis=0)
+    narrow = ((mean + 0.3 * (honest - mean)) * (honest > 0)).astype(np.float32)
+    wrong = [
+        replace(s, condition=replace(s.condition, diagnosis=d))
+        for s, d in zip(made, ["control", "bvFTD"] * 30, strict=True)
+    ]
+    samples = {
+        "diffusion": fill(root / "honest", made, honest),
+        "vae": fill(root / "narrow", made, narrow),
+        "transfer": fill(root / "copies", made, np.concatenate([volumes[:48], honest[48:]])),
+        "gan": fill(root / "wrong", wrong, honest),
+    }
+    return prepared, samples, Network(volumes[1:48:3], volumes[0:48:3])
+
+
+@pytest.fixture(scope="module")
+def work(stage, tmp_path_factory):
+    prepared, samples, network = stage
+    folder = tmp_path_factory.mktemp("work")
+    evaluate.write_scores(folder, prepared, samples, network.embed, CONFIG, Question())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(work):
+    return decide.read_scores(work)
+
+
+def test_scores_are_plain_json_of_the_contracts(work, scores):
+    text = (work / "scores.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    for candidate in scores["candidates"].values():
+        for rows in candidate["scores"].values():
+            for name, row in rows.items():
+                assert asdict(Score(**row)) == row
+                assert row["name"] == name
+        names = [Gate(**gate).name for gate in candidate["gates"]]
+        assert names == ["spread", "high_frequency", "copies", "plausibility"]
+    assert scores["extractors"]["primary"] == "domain-train"
+    assert scores["extractors"]["weights_sha256"]["domain-train"] == "f" * 64
+    assert scores["candidates"]["vae"]["scores"]["domain-train"]["mmd"]["extractor"] == (
+        "domain-train"
+    )
+
+
+def test_every_set_has_one_vector_a_person(work):
+    found = features.read_features(work)
+    assert set(found) == {"domain-train", "regions"}
+    for sets in found.values():
+        assert set(sets) == {"train", "validation", "diffusion", "vae", "transfer", "gan"}
+        assert len(sets["train"].values) == 48
+        # 25 validation scans of 24 persons.
+        assert len(sets["validation"].values) == 24
+    regions = found["regions"]["train"].values
+    assert regions.mean(axis=0) == pytest.approx(np.zeros(regions.shape[1]), abs=1e-4)
+
+
+def test_the_numbers_tell_the_candidates_apart(scores):
+    candidates = scores["candidates"]
+
+    def mmd(name):
+        return candidates[name]["scores"]["domain-train"]["mmd"]
+
+    assert mmd("diffusion")["low"] < 0.02
+    assert mmd("vae")["low"] > mmd("diffusion")["high"]
+    assert mmd("diffusion")["n_real"] == 24
+    assert candidates["vae"]["spread"]["outcome"] == "fail"
+    assert candidates["diffusion"]["spread"]["outcome"] != "fail"
+    assert scores["network"]["accuracy"]["value"] > 0.9
+    assert scores["network"]["accuracy"]["n_real"] == 24
+    assert candidates["diffusion"]["condition_fidelity"]["agreement"]["value"] > 0.9
+    assert candidates["gan"]["condition_fidelity"]["agreement"]["value"] < 0.7
+    assert candidates["diffusion"]["regions"]["frontal_left"]["synthetic"] < -0.5
+    assert not scores["floor"]["fid"]["sufficient"]
+    assert scores["floor"]["fid"]["n_synthetic"] == 24
+
+
+def test_copies_are_counted_and_their_donors_named(scores):
+    privacy = scores["candidates"]["transfer"]["privacy"]
+    assert 45 <= privacy["flagged"] <= 48
+    assert privacy["outcome"] == "fail"
+    assert all(
+        row["person_id"] == f"P{row['index']:03d}" and row["flagged"] for row in privacy["nearest"]
+    )
+    assert scores["candidates"]["diffusion"]["privacy"]["flagged"] == 0
+    assert set(privacy["canary_power"]) >= {"exact", "flipped", "shifted", "intensity"}
+
+
+def test_the_decision_reads_what_was_written(work, scores):
+    decision = decide.decide(scores, {}, features.read_features(work))
+    assert decision.chosen != "transfer"
+    assert "fails the gate copies" in " ".join(text for _code, text in decision.reasons)
+    assert len(decision.scores["diffusion"]) == 17
+
+
+def test_the_same_again_in_several_processes_gives_the_same_bytes(
+    stage, work, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "_WORTH_PROCESSES_BYTES", 0)
+    prepared, samples, network = stage
+    chosen = {"diffusion": samples["diffusion"]}
+    evaluate.write_scores(tmp_path, prepared, chosen, network.embed, CONFIG, Question())
+    again = json.loads((tmp_path / "scores.json").read_text())
+    first = json.loads((work / "scores.json").read_text())
+    assert again["candidates"]["diffusion"] == first["candidates"]["diffusion"]
+    for path in tmp_path.rglob("*.npz"):
+        assert path.read_bytes() == (work / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_what_cannot_be_scored_is_refused_with_a_remedy(stage, tmp_path):
+    prepared, samples, network = stage
+    good = samples["diffusion"]
+
+    def attempt(candidates, embed=network.embed):
+        evaluate.write_scores(tmp_path, prepared, candidates, embed, CONFIG, Question())
+
+    with pytest.raises(InputError, match="no candidate"):
+        attempt({})
+    with pytest.raises(InputError, match="called 'train'"):
+        attempt({"train": good})
+    with pytest.raises(InputError, match="'gan' are missing"):
+        attempt({"gan": tmp_path / "nowhere"})
+    few = fill(tmp_path / "few", scans(1, "synthetic"), np.zeros((1, *GRID.shape), np.float32))
+    with pytest.raises(InputError, match="'gan' has 1 volumes"):
+        attempt({"gan": few})
+    other = brain_grid(4)
+    foreign = fill(tmp_path / "grid", scans(2, "synthetic"), 0.5, grid=other)
+    with pytest.raises(GridMismatchError, match="'gan'"):
+        attempt({"gan": foreign})
+
+    def broken(volumes):
+        seen, chances = network.embed(volumes)
+        return np.full_like(seen, np.nan), chances
+
+    with pytest.raises(InputError, match="'real' hold NaN"):
+        attempt({"gan": good}, broken)
+    assert not (tmp_path / "scores.json").exists()
