@@ -7,7 +7,7 @@ export PYTHONSAFEPATH = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help setup demo cohort test check lint types layers coverage format flow clean
+.PHONY: help setup demo cohort test check lint types layers coverage format docs flow clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ coverage: setup
 format: setup  ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## the reference pages, from the code
+	$(BIN)/python docs/make_reference.py
 
 flow: setup  ## one short real flow, with its second run
 	$(BIN)/rarescan run ci --set runs=$(or $(RUNS),runs)

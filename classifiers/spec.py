@@ -24,14 +24,17 @@ class ClassifierConfig:
     steps: Annotated[int, at.Ge(10)] = 200
     """Updates of the weights: the same in every arm, however many scans it has."""
     batch_size: Annotated[int, at.Ge(4)] = 16
+    """Scans in one step."""
     learning_rate: Annotated[float, at.Gt(0), at.Lt(1)] = 1e-3
     """Highest rate of the one-cycle schedule."""
     weight_decay: Annotated[float, at.Ge(0)] = 1e-3
+    """Of AdamW."""
     dropout: Annotated[float, at.Ge(0), at.Lt(1)] = 0.5
     """Before the last layer."""
     augmentation: Annotated[float, at.Ge(0), at.Le(3)] = 1.0
     """Strength of the classical augmentation where an arm uses it; 1 is the measured recipe."""
     seed: int = 0
+    """First weights, order, augmentation, dropout."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,36 +1,32 @@
 """The whole way as one Prefect flow, and one flow for each single verb.
 
-`run_flow` is the way in: it finds or starts a Prefect server, runs a flow on it and returns what
-the flow returned. A task starts one job (`flows.job`), and only paths and settings cross task
-boundaries. Retries serve what the outside world can break: a registry that is away, a job that
-was killed.
+`flows.start` is the way in. A task starts one job (`flows.job`), and only paths and settings
+cross task boundaries. Retries serve what the outside world can break: a registry that is away, a
+job that was killed.
 """
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, tags, task
+from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.concurrency.sync import concurrency
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    temporary_settings,
-)
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from rarescan._version import VERSION
 from rarescan.configs.schema import RunConfig, dump_config, parse_config
-from rarescan.errors import MissingExtraError, SettingError, UnreachableError
+from rarescan.errors import SettingError, UnreachableError
 from rarescan.files import read_json, read_recipe, write_atomic, write_json
 from rarescan.flows.job import JobDiedError, JobResult, peak_memory, run_job
 from rarescan.flows.plan import Places, mark_finished, source_of, with_phantom_tables
-from rarescan.flows.server import owner, prefect_server
 from rarescan.processes import available_cores
+
+_log = logging.getLogger("rarescan")
 
 Plain = dict[str, Any]
 _PACKAGES = ("torch", "monai", "numpy", "prefect", "mlflow", "pydicom", "SimpleITK", "nilearn")
@@ -52,6 +48,7 @@ def step(
     verb: str, config: Plain, arguments: Plain, *, overwrite: bool = False, on_gpu: bool = False
 ) -> str:
     """Run one verb as a job; note what it took; return its folder."""
+    _log.info("%s ...", Path(arguments.get("folder", verb)).name)
     with _gpu() if on_gpu else nullcontext():
         result = run_job(
             verb,
@@ -199,45 +196,3 @@ def _show_report(places: Places) -> None:
 def single(verb: str, config: Plain, arguments: Plain, *, overwrite: bool = False) -> str:
     """Run one verb."""
     return step.with_options(name=verb)(verb, config, arguments, overwrite=overwrite)
-
-
-def run_flow(runs: Path, work: Callable[[], str]) -> str:
-    """Run a flow on the configured Prefect server, or on one that ends with this process."""
-    with (
-        prefect_server(runs / ".prefect") as api,
-        temporary_settings({PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        tags("rarescan", owner()),
-    ):
-        return work()
-
-
-def run_verb(config: RunConfig, verb: str, arguments: Plain, *, overwrite: bool = False) -> Path:
-    """Run one verb as a flow of its own name."""
-    named = single.with_options(name=verb, flow_run_name=config.name)
-    plain = with_phantom_tables(config)
-    return Path(
-        run_flow(Path(config.runs), lambda: named(verb, plain, arguments, overwrite=overwrite))
-    )
-
-
-def run_augment(config: RunConfig, *, overwrite: bool = False) -> Path:
-    """Run the whole way; return the report's path."""
-    from rarescan.configs.schema import plain_config
-
-    named = augment.with_options(flow_run_name=config.name)
-    plain = plain_config(config)
-    run_flow(Path(config.runs), lambda: named(plain, overwrite=overwrite))
-    return Places(config.root).report
-
-
-def require_device(config: RunConfig) -> None:
-    """Raise when a GPU is asked for and none is there."""
-    if config.device != "cuda":
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise MissingExtraError(
-            "device is 'cuda' and this machine has no CUDA device that torch can use.",
-            remedy="Run with --device cpu, or on a machine with a GPU and a CUDA build of torch.",
-        )

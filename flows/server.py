@@ -38,6 +38,12 @@ _ENVIRONMENT = {
 }
 
 
+def quiet_prefect() -> None:
+    """Set Prefect's settings for this process; must come before Prefect is imported."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
     """Yield the address of the Prefect API to use, and set the environment for it.
@@ -52,8 +58,7 @@ def prefect_server(home: Path) -> Iterator[str]:
     UnreachableError
         A server is configured and does not answer.
     """
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    quiet_prefect()
     configured = os.environ.get("PREFECT_API_URL")
     if configured:
         _require_answer(configured)

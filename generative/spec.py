@@ -60,6 +60,7 @@ class GeneratorSpec:
     checkpoint_every: Annotated[int, at.Ge(1)] = 200
     """Steps between two checkpoints."""
     seed: int = 0
+    """First weights, order, noise: the same seed gives the same model, byte for byte, on CPU."""
     conditions: tuple[ConditionName, ...] = ("age_years", "sex", "site")
     """What is conditioned on beside the diagnosis, as far as the cohort has it."""
 

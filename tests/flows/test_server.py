@@ -46,12 +46,12 @@ def states(home: Path) -> list[str]:
 
 
 def guardians(home: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        if "rarescan.flows.guardian" in (process.info["cmdline"] or []):
-            if (process.info["environ"] or {}).get("PREFECT_HOME") == str(home):
-                found.append(process)
-    return found
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if "rarescan.flows.guardian" in (process.info["cmdline"] or [])
+        and (process.info["environ"] or {}).get("PREFECT_HOME") == str(home)
+    ]
 
 
 def test_a_flow_runs_without_a_server_and_a_killed_one_leaves_neither_server_nor_run(

@@ -62,7 +62,3 @@ def _end_children() -> None:
     """Ask running jobs to save their work and end (Prefect's own server ends by itself)."""
     for child in psutil.Process().children(recursive=True):
         child.terminate()
-
-
-if __name__ == "__main__":
-    main()

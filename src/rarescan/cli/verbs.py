@@ -57,9 +57,8 @@ def _run(
     as_json: bool,
 ) -> None:
     """Run one verb as a flow and print where its result is."""
-    from rarescan.flows.augment import require_device, run_verb
+    from rarescan.flows.start import run_verb
 
-    require_device(config)
     plain = {key: None if value is None else str(value) for key, value in folders.items()}
     folder = run_verb(config, verb, plain, overwrite=overwrite)
     _print_folder(folder, as_json=as_json)
@@ -284,9 +283,8 @@ def run(
     settings = _settings(config, set_, {"name": name, "workers": workers, "device": device})
     source_of(settings)
     if overwrite or finished_report(settings) is None:
-        from rarescan.flows.augment import require_device, run_augment
+        from rarescan.flows.start import run_augment
 
-        require_device(settings)
         run_augment(settings, overwrite=overwrite)
     content = read_json(Places(settings.root).root / "report.json")
     if as_json:

@@ -67,7 +67,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a classifier is asked: does this person have the positive diagnosis?"""
+    """What a classifier is asked: which of two diagnoses does this person have."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 

@@ -34,6 +34,7 @@ class PartitionConfig:
     fewest_validation: Annotated[int, at.Ge(0)] = 20
     """Validation persons wanted at least, as far as training keeps half of the cohort."""
     seed: int = 0
+    """Which persons get which part; another seed divides them differently."""
 
 
 def draw_partition(

@@ -33,6 +33,7 @@ class PhantomConfig:
     faults: bool = True
     """Add what real exports hold too: a lost slice, a person without T1, a QA study, strays."""
     seed: Annotated[int, at.Ge(0)] = 1
+    """Who the persons are; the exercise's pseudonym key follows from it too."""
 
 
 @dataclass(frozen=True, kw_only=True)
