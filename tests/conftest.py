@@ -7,6 +7,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MONAI_DATA_DIRECTORY"] = os.devnull
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,15 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real images are not at {folder} (set RARESCAN_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of one Prefect server for all commands of the session.
+
+    Tests that use it stand in the xdist group `way`, so that there is one server in all.
+    """
+    from rarescan.flows.server import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
+        yield api

@@ -4,21 +4,11 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rarescan.flows.server import prefect_server
-
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
-
-
-@pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Prefect server for all commands of the session."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
-        yield api
 
 
 @pytest.fixture(scope="session")

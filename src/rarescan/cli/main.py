@@ -28,10 +28,11 @@ def main() -> None:
     """Run the command line and exit with the right status."""
     show_log()
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     from rarescan.cli import verbs  # noqa: F401  (its commands register themselves on `app`)
 
     try:
-        app(standalone_mode=False)
+        app()
     except RarescanError as error:
         _end(error, error.exit_code)
     except OSError as error:
@@ -39,9 +40,6 @@ def main() -> None:
         if full is None:
             raise
         _end(full, full.exit_code)
-    except KeyboardInterrupt:
-        _end_children()
-        _say("Interrupted. Repeat the command to continue.", ExitCode.INTERRUPTED)
 
 
 def _end(error: RarescanError, code: ExitCode) -> None:
@@ -53,12 +51,10 @@ def _say(text: str, code: ExitCode) -> None:
     sys.exit(int(code))
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    _end_children()
-    sys.exit(int(ExitCode.TERMINATED))
-
-
-def _end_children() -> None:
-    """Ask running jobs to save their work and end (Prefect's own server ends by itself)."""
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """Ask running jobs to save their work, and end (Prefect's own server ends by itself)."""
     for child in psutil.Process().children(recursive=True):
         child.terminate()
+    interrupted = number == signal.SIGINT
+    code = ExitCode.INTERRUPTED if interrupted else ExitCode.TERMINATED
+    _say("rarescan: Interrupted. Repeat the command to continue.", code)
