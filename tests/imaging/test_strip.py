@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name that its own manual gives it
+import SimpleITK as sitk
 from scipy import ndimage
 
 from rarescan.cohort.contracts import brain_grid

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-call, no-any-return"
 """Find where a native head lies in the template's space, and bring its voxels there.
 
 `register` gives the affine map template -> native, `to_grid` uses it for the one interpolation
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 - the name that its own manual gives it
+import SimpleITK as sitk
 from scipy import ndimage
 
 from rarescan.cohort.contracts import FloatArray, Grid
@@ -258,7 +257,8 @@ def to_grid(
     kind = sitk.sitkBSpline if sharp else sitk.sitkLinear
     reference = to_image(np.zeros(grid.shape, np.float32), grid.matrix())
     moved = sitk.Resample(near, reference, transform, kind, 0.0, sitk.sitkFloat32)
-    return np.maximum(sitk.GetArrayFromImage(moved).T, np.float32(0))
+    values_on_grid: FloatArray = np.maximum(sitk.GetArrayFromImage(moved).T, np.float32(0))
+    return values_on_grid
 
 
 def _cropped(image: sitk.Image, transform: sitk.AffineTransform, grid: Grid) -> sitk.Image | None:

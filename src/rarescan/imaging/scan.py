@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-call, no-any-return"
 """Bring one native scan to the brain grid.
 
 `read_native` and `prepare_scan` are the way in: N4, registration, brain mask, one interpolation
@@ -14,7 +13,8 @@ from typing import Any, Literal
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - the name that its own manual gives it
+import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
 
 from rarescan.cohort.contracts import FloatArray, brain_grid
 from rarescan.imaging import qc
@@ -202,7 +202,7 @@ def read_native(path: Path) -> sitk.Image:
     try:
         stored: Any = nibabel.load(path)
         values = np.asarray(stored.dataobj, dtype=np.float32)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error):
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error):
         raise RefusedScanError("READ_FAILED") from None
     affine = np.asarray(stored.affine, dtype=np.float64)
     usable = values.ndim == 3 and min(values.shape) >= 8 and np.isfinite(affine).all()

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-call"
 """Tell brain from head.
 
 `brain_mask` is the way in: a mask on a brain grid, from the network deepbet where it is
@@ -15,7 +14,7 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 - the name that its own manual gives it
+import SimpleITK as sitk
 from scipy import ndimage
 
 from rarescan.cohort.contracts import FloatArray, Grid
