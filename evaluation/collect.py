@@ -84,7 +84,8 @@ def collect(run: Path) -> dict[str, Any]:
         "candidates": candidates,
         **_of_the_champion(champion, candidates, scores),
         "champion": champion,
-        "batch": batch,
+        # The batch's own file holds no time, so that the same seed gives the same bytes.
+        "batch": batch and {**batch, "seconds": steps.get("generate", {}).get("seconds")},
         "arms": _in_order(gain.get("arms")),
         "roc": _in_order(gain.get("roc")),
         **{key: gain.get(key) for key in ("gain", "gain_to_real", "placebo")},

@@ -151,7 +151,7 @@ def _train(run: Path) -> None:
         ]
         write_json(
             run / "models" / family / "training.json",
-            {"curves": curves, "seconds": 80.0 + rank, "parameters": 123456 * (rank + 1)},
+            {"curve": curves, "seconds": 80.0 + rank, "parameters": 123456 * (rank + 1)},
         )
         _recipe(run / "models" / family, "train", prepared="p" * 16)
 
@@ -230,7 +230,6 @@ def _generate(run: Path, diagnoses: list[str], spacing_mm: float) -> None:
             "model_sha256": "1" * 64,
             "seed": 7,
             "n": len(diagnoses),
-            "seconds": 12.5,
             "decision_id": "d1",
             "permitted_use": "inside_controller",
         },

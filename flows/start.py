@@ -1,0 +1,70 @@
+"""The way into the flows from the command line.
+
+`run_verb` runs one verb, `run_augment` the whole way; each finds or starts a Prefect server
+first. Prefect is imported here only once its settings stand in the environment, because it reads
+them when it is imported.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rarescan.configs.schema import RunConfig, plain_config
+from rarescan.errors import MissingExtraError
+from rarescan.flows.plan import Places, with_phantom_tables
+from rarescan.flows.server import owner, prefect_server, quiet_prefect
+
+Plain = dict[str, Any]
+
+
+def run_verb(config: RunConfig, verb: str, arguments: Plain, *, overwrite: bool = False) -> Path:
+    """Run one verb as a flow of its own name; return the folder that it wrote."""
+    _require_device(config)
+    quiet_prefect()
+    from rarescan.flows.augment import single
+
+    named = single.with_options(name=verb, flow_run_name=config.name)
+    plain = with_phantom_tables(config)
+    return Path(_on_a_server(config, lambda: named(verb, plain, arguments, overwrite=overwrite)))
+
+
+def run_augment(config: RunConfig, *, overwrite: bool = False) -> Path:
+    """Run the whole way; return the report's path."""
+    _require_device(config)
+    quiet_prefect()
+    from rarescan.flows.augment import augment
+
+    named = augment.with_options(flow_run_name=config.name)
+    plain = plain_config(config)
+    _on_a_server(config, lambda: named(plain, overwrite=overwrite))
+    return Places(config.root).report
+
+
+def _on_a_server(config: RunConfig, work: Callable[[], str]) -> str:
+    from prefect import tags
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    with (
+        prefect_server(Path(config.runs) / ".prefect") as api,
+        # Heartbeats cost a second at the end of every flow; our own server watches the process.
+        temporary_settings({PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        tags("rarescan", owner()),
+    ):
+        return work()
+
+
+def _require_device(config: RunConfig) -> None:
+    """Raise when a GPU is asked for and none is there."""
+    if config.device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MissingExtraError(
+            "device is 'cuda' and this machine has no CUDA device that torch can use.",
+            remedy="Run with --device cpu, or on a machine with a GPU and a CUDA build of torch.",
+        )
