@@ -121,8 +121,9 @@ def _own_server() -> Iterator[str]:
             )
         yield f"http://127.0.0.1:{port}/api"
     finally:
-        if process.stdin:
-            process.stdin.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
         process.wait(timeout=_SECONDS_TO_START)
 
 
