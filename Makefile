@@ -2,12 +2,14 @@
 PY ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Whole files go to a worker, the longest first: their fixtures are made once.
+SPREAD := --dist loadfile --no-loadscope-reorder
 # The checkout's folder `generative` must never shadow the package of that name.
 export PYTHONSAFEPATH = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help setup demo cohort test check lint types layers coverage format docs flow clean
+.PHONY: help setup demo cohort test check lint types layers coverage format docs picture flow clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,7 +32,7 @@ cohort: setup  ## the whole way on the real T1 persons of ds002748: runs/cohort/
 	$(BIN)/rarescan run cohort
 
 test: setup  ## the tests
-	$(BIN)/pytest -n 2 --dist loadgroup -q
+	$(BIN)/pytest -n 2 $(SPREAD) -q
 
 check: lint types layers coverage  ## everything that must hold before a change lands
 
@@ -45,7 +47,7 @@ layers: setup
 	$(BIN)/lint-imports
 
 coverage: setup
-	$(BIN)/pytest -n 2 --dist loadgroup -q --cov --cov-report=term --cov-fail-under=85
+	$(BIN)/pytest -n 2 $(SPREAD) -q --cov --cov-report=term --cov-fail-under=85
 
 format: setup  ## put the code into shape
 	$(BIN)/ruff check --fix .
@@ -53,6 +55,9 @@ format: setup  ## put the code into shape
 
 docs: setup  ## the reference pages, from the code
 	$(BIN)/python docs/make_reference.py
+
+picture: setup  ## the picture of the README, from a finished run
+	$(BIN)/python docs/make_pictures.py $(or $(RUN),runs/demo)
 
 flow: setup  ## one short real flow, with its second run
 	$(BIN)/rarescan run ci --set runs=$(or $(RUNS),runs)

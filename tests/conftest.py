@@ -24,11 +24,13 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the address of one Prefect server for all commands of the session.
-
-    Tests that use it stand in the xdist group `way`, so that there is one server in all.
-    """
+    """Return the address of one Prefect server for all commands of the session."""
     from rarescan.flows.server import prefect_server
 
     with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
         yield api
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest file first, so that two workers end at the same time."""
+    items.sort(key=lambda item: "whole_way" not in item.path.parts)

@@ -12,7 +12,7 @@ import pytest
 from rarescan.errors import UnreachableError
 from rarescan.flows.server import prefect_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect")]
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import sys, time
