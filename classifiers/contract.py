@@ -7,8 +7,7 @@ wrong: a score belongs to a person, the mean over that person's scans (`person_m
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -95,14 +94,3 @@ def choose_device(device: Device) -> torch.device:
             remedy="Use device `auto` or `cpu`, or install a driver and a CUDA build of torch.",
         )
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute in one thread, so that results do not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

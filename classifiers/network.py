@@ -19,7 +19,6 @@ from rarescan.classifiers.contract import (
     Modality,
     Shape,
     choose_device,
-    one_thread,
     require_shape,
 )
 from rarescan.classifiers.mri import MRI
@@ -27,6 +26,7 @@ from rarescan.classifiers.spec import ClassifierConfig
 from rarescan.cohort.contracts import FloatArray
 from rarescan.errors import InputError
 from rarescan.files import read_json, sha256_file, write_atomic, write_json
+from rarescan.threads import one_thread
 
 MODALITIES: dict[str, Modality] = {"mri": MRI}
 

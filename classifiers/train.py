@@ -16,13 +16,14 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics.functional.classification import binary_auroc
 
-from rarescan.classifiers.contract import Modality, one_thread, person_means
+from rarescan.classifiers.contract import Modality, person_means
 from rarescan.classifiers.examples import Examples, Pool, draw
 from rarescan.classifiers.network import TrainedNetwork, placed
 from rarescan.classifiers.spec import ClassifierConfig
 from rarescan.errors import InputError
 from rarescan.progress import Progress
 from rarescan.seeds import derive
+from rarescan.threads import one_thread
 
 _LOOKS = 8
 """How often training is measured on its way."""

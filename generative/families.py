@@ -29,9 +29,10 @@ from rarescan.generative.gan import Gan
 from rarescan.generative.gaussian import Gaussian
 from rarescan.generative.model import WEIGHTS, TrainedGenerator, read_model, save_model
 from rarescan.generative.spec import Family, GeneratorSpec
-from rarescan.generative.train import Plan, Record, TrainingData, choose_device, fit, one_thread
+from rarescan.generative.train import Plan, Record, TrainingData, choose_device, fit
 from rarescan.generative.transfer import Transfer
 from rarescan.generative.vae import Vae
+from rarescan.threads import one_thread
 
 FAMILIES: dict[Family, type[Prior]] = {
     "vae": Vae,

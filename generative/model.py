@@ -25,8 +25,8 @@ from rarescan.generative.anatomy import to_volume
 from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.contract import Codec, Prior
 from rarescan.generative.spec import GeneratorSpec
-from rarescan.generative.train import one_thread
 from rarescan.seeds import derive
+from rarescan.threads import one_thread
 
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
 MICRO_BATCH = 4

@@ -27,6 +27,7 @@ from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.contract import Batch, Player
 from rarescan.progress import Progress
 from rarescan.seeds import derive, generator
+from rarescan.threads import one_thread
 
 _WARM_UP_STEPS = 50
 _COOL_DOWN = 0.2
@@ -306,17 +307,6 @@ def _words(losses: dict[str, float] | None) -> str:
     if losses is None:
         return "loss not finite, back to the last checkpoint"
     return ", ".join(f"{name} loss {value:.3f}" for name, value in losses.items())
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one CPU thread: sums depend on how many threads share them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

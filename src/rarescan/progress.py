@@ -5,6 +5,7 @@ stderr, because stdout is for results.
 """
 
 import logging
+import multiprocessing
 import os
 import sys
 import time
@@ -95,7 +96,8 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 def _on_a_terminal() -> bool:
     plain = os.environ.get("TERM") == "dumb" or LINES_ONLY in os.environ
-    return sys.stderr.isatty() and not plain
+    a_worker = multiprocessing.parent_process() is not None
+    return sys.stderr.isatty() and not plain and not a_worker
 
 
 def _rich_bar() -> Any:

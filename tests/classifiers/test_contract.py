@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from rarescan.classifiers import baseline, network, train
-from rarescan.classifiers.contract import Classifier, choose_device, one_thread, person_means
+from rarescan.classifiers.contract import Classifier, choose_device, person_means
 from rarescan.classifiers.examples import Examples, balanced_pools
 from rarescan.classifiers.mri import MRI
 from rarescan.classifiers.spec import ClassifierConfig
 from rarescan.errors import GridMismatchError, InputError, MissingExtraError
+from rarescan.threads import one_thread
 
 
 def _fit_network(examples: Examples, seed: int) -> Classifier:

@@ -21,6 +21,7 @@ from rarescan.cohort.store import open_cohort, read_about, read_events
 from rarescan.errors import InputError, RarescanError, SettingError
 from rarescan.imaging.index import build_index
 from rarescan.imaging.ingest import ingest_export
+from rarescan.imaging.persons import persons
 from rarescan.imaging.spec import IngestConfig
 
 LABELS = """patient_id,diagnosis,age_years,sex,site
@@ -431,7 +432,7 @@ def test_a_file_on_which_the_reader_dies_costs_only_itself(
     monkeypatch.setattr("rarescan.imaging.index.run_parallel", dying)
     index = build_index(small, tmp_path / "private")
     assert index.counts() == {"PARSER_CRASH": 1}
-    assert sum(len(series.files) for person in index.persons() for series in person) == 191
+    assert sum(len(series.files) for person in persons(index) for series in person) == 191
 
 
 def test_an_index_goes_on_where_it_stopped(tmp_path: Path, small: Path) -> None:

@@ -29,7 +29,7 @@ def main() -> None:
     show_log()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    from rarescan.cli import verbs  # noqa: F401  (its commands register themselves on `app`)
+    from rarescan.cli import beside, verbs  # noqa: F401  (their commands register themselves on `app`)
 
     try:
         app()

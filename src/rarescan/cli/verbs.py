@@ -7,45 +7,29 @@ settings and wins over the file; `--set` reaches any key.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rarescan.cli.main import app
-from rarescan.configs.schema import RunConfig, dump_config, load_config
-from rarescan.errors import GateRefusedError, InputError, SettingError
+from rarescan.cli.options import (
+    CohortIn,
+    Config,
+    Device,
+    Evaluation,
+    Export,
+    Json,
+    Models,
+    Out,
+    Overwrite,
+    Prepared,
+    Set,
+    Workers,
+    settings_of,
+)
+from rarescan.configs.schema import RunConfig
+from rarescan.errors import GateRefusedError, InputError
 from rarescan.files import read_json
-
-Config = Annotated[
-    str, typer.Option("--config", "-c", help="Settings: a YAML file or a preset's name.")
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Set any key: --set prepare.spacing_mm=4")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace results made with other settings.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Workers = Annotated[
-    int | None, typer.Option("--workers", help="Processes at the same time (workers).")
-]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda (device).")]
-Export = Annotated[Path, typer.Argument(help="What the PACS gave: a folder or an archive.")]
-CohortIn = Annotated[Path, typer.Argument(help="A cohort written by `rarescan ingest`.")]
-Prepared = Annotated[Path, typer.Argument(help="A cohort written by `rarescan prepare`.")]
-Models = Annotated[Path, typer.Argument(help="A folder with one trained candidate a subfolder.")]
-Evaluation = Annotated[Path, typer.Argument(help="Written by `rarescan evaluate`.")]
-Out = Annotated[Path, typer.Argument(help="Where the result goes.")]
-
-
-def _settings(
-    config: str | None, assignments: list[str] | None, options: Mapping[str, Any] | None = None
-) -> RunConfig:
-    """Read the settings; options that were given win."""
-    given = [
-        f"{key}={json.dumps(value)}" for key, value in (options or {}).items() if value is not None
-    ]
-    return load_config(config or None, [*(assignments or []), *given])
 
 
 def _run(
@@ -95,7 +79,7 @@ def phantom(
         "phantom.seed": seed,
         "workers": workers,
     }
-    settings = _settings(config, set_, options)
+    settings = settings_of(config, set_, options)
     _run(settings, "phantom", {"folder": folder}, overwrite=overwrite, as_json=as_json)
 
 
@@ -119,9 +103,9 @@ def ingest(
         "ingest.key_file": key_file,
         "workers": workers,
     }
-    settings = _settings(config, set_, options)
+    settings = settings_of(config, set_, options)
     if settings.source.kind == "phantom":
-        settings = _settings(config, set_, {**options, "source.kind": "dicom"})
+        settings = settings_of(config, set_, {**options, "source.kind": "dicom"})
     folders = {"source": export, "folder": cohort}
     _run(settings, "ingest", folders, overwrite=overwrite, as_json=as_json)
 
@@ -138,7 +122,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Bring scans to the template grid, stripped and scaled; divide the persons once."""
-    settings = _settings(config, set_, {"prepare.spacing_mm": spacing_mm, "workers": workers})
+    settings = settings_of(config, set_, {"prepare.spacing_mm": spacing_mm, "workers": workers})
     folders = {"cohort": cohort, "folder": prepared}
     _run(settings, "prepare", folders, overwrite=overwrite, as_json=as_json)
 
@@ -158,7 +142,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one candidate into MODELS/<family>; repeating the command resumes."""
-    settings = _settings(config, set_, {f"train.{family}.steps": steps, "device": device})
+    settings = settings_of(config, set_, {f"train.{family}.steps": steps, "device": device})
     folders = {"prepared": prepared, "folder": models / family}
     _run(settings, "train", folders, overwrite=overwrite, as_json=as_json)
 
@@ -176,7 +160,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score every candidate below MODELS against validation persons, with intervals and gates."""
-    settings = _settings(config, set_, {"evaluate.n_synthetic": n_synthetic, "workers": workers})
+    settings = settings_of(config, set_, {"evaluate.n_synthetic": n_synthetic, "workers": workers})
     folders = {"prepared": prepared, "models": models, "folder": evaluation}
     _run(settings, "evaluate", folders, overwrite=overwrite, as_json=as_json)
 
@@ -193,7 +177,7 @@ def select(
     as_json: Json = False,
 ) -> None:
     """Decide which candidate becomes champion and register it; exit 3 when none may."""
-    settings = _settings(config, set_)
+    settings = settings_of(config, set_)
     folders = {"prepared": prepared, "models": models, "evaluation": evaluation, "folder": decision}
     _run(settings, "select", folders, overwrite=overwrite, as_json=as_json)
     stored = read_json(decision / "decision.json")
@@ -221,7 +205,9 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Write a batch of synthetic persons from the champion (ages and sites as in PREPARED)."""
-    settings = _settings(config, set_, {"generate.n": n, "generate.seed": seed, "workers": workers})
+    settings = settings_of(
+        config, set_, {"generate.n": n, "generate.seed": seed, "workers": workers}
+    )
     folders: dict[str, Path | str | None] = {
         "prepared": prepared,
         "folder": synthetic,
@@ -243,7 +229,7 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Train the classifier in every arm and say, with an interval, whether the batch helped."""
-    settings = _settings(config, set_, {"workers": workers, "device": device})
+    settings = settings_of(config, set_, {"workers": workers, "device": device})
     folders = {"prepared": prepared, "batch": synthetic, "folder": classifiers}
     _run(settings, "retrain", folders, overwrite=overwrite, as_json=as_json)
 
@@ -280,7 +266,7 @@ def run(
     """Go the whole way, from what came in to the report; repeating it continues."""
     from rarescan.flows.plan import Places, finished_report, source_of
 
-    settings = _settings(config, set_, {"name": name, "workers": workers, "device": device})
+    settings = settings_of(config, set_, {"name": name, "workers": workers, "device": device})
     source_of(settings)
     if overwrite or finished_report(settings) is None:
         from rarescan.flows.start import run_augment
@@ -297,73 +283,3 @@ def run(
             f"The verdict is '{content['verdict']['code']}', not 'use'.",
             remedy="Read the report; run without --strict to accept any verdict.",
         )
-
-
-config_app = typer.Typer(help="Show or check settings.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
-
-
-@config_app.command()
-def show(
-    config: Annotated[str, typer.Argument(help="File or preset.")] = "", set_: Set = None
-) -> None:
-    """Print every key with its resolved value, as YAML that runs."""
-    typer.echo(dump_config(_settings(config, set_)), nl=False)
-
-
-@config_app.command()
-def check(config: Annotated[str, typer.Argument(help="File or preset.")], set_: Set = None) -> None:
-    """Check a configuration without running it."""
-    settings = _settings(config, set_)
-    typer.echo(f"{config} is valid; results will go to {settings.root}.")
-
-
-key_app = typer.Typer(help="The key behind the pseudonyms.", no_args_is_help=True)
-app.add_typer(key_app, name="key")
-
-
-@key_app.command()
-def new(
-    path: Annotated[
-        Path | None, typer.Argument(help="Where; ~/.config/rarescan/pseudonym.key without.")
-    ] = None,
-) -> None:
-    """Make a key file (mode 0600). Whoever has it can re-identify the pseudonyms."""
-    from rarescan.imaging.identity import new_key
-
-    written = new_key(path)
-    typer.echo(
-        f"{written}\nKeep a copy in a safe place: the same key gives the same pseudonyms in a "
-        "later export. Never send it with data."
-    )
-
-
-@app.command()
-def trace(
-    path: Annotated[Path, typer.Argument(help="Any file or folder that rarescan wrote.")],
-    as_json: Json = False,
-) -> None:
-    """Walk the recipes from a result back to the pseudonymous series."""
-    from rarescan.flows.lineage import trace_back
-
-    chain = trace_back(path)
-    if as_json:
-        typer.echo(json.dumps(chain, indent=1))
-        return
-    for link in chain:
-        typer.echo(f"{'  ' * link['depth']}{link['step']}  {link['id']}  {link['folder']}")
-
-
-@app.command()
-def deploy(
-    configs: Annotated[list[str], typer.Argument(help="Settings whose `schedule` is set.")],
-    local: Annotated[
-        bool, typer.Option("--local", help="Serve from this process until it is stopped.")
-    ] = False,
-) -> None:
-    """Serve the flows with the schedules of their settings."""
-    if not local:
-        raise SettingError("Only serving from this machine is available.", remedy="Add --local.")
-    from rarescan.flows.deploy import serve_local
-
-    serve_local([load_config(config) for config in configs])

@@ -1,139 +1,31 @@
 """What an export holds: every file read once, in limited child processes, into a small database.
 
-`open_source` finds a folder's or an archive's files, `build_index` reads header and hashes from
-one buffer each, `Index.persons` yields them grouped. The database lies in the step's working
-folder, holds identities, and is removed with it; memory does not grow with the export.
+`build_index` is the way in: header and hashes come from one buffer each. The database lies in the
+step's working folder, holds identities, and is removed with it; memory does not grow with the
+export.
 """
 
-import os
 import sqlite3
-import tarfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from pathlib import Path
-from typing import IO
 
-from rarescan.errors import InputError
-from rarescan.files import content_id, sha256_file
 from rarescan.imaging.header import Header
 from rarescan.imaging.identity import normalise
 from rarescan.imaging.parse import limit_this_process, read_header
 from rarescan.imaging.stacks import File
+from rarescan.imaging.unpack import regular_files
 from rarescan.processes import run_parallel
 
 _FILES_A_CHUNK = 200
 _CHUNKS_A_BATCH = 64
 _LARGEST_FILE = 256 << 20
 _CHILD_MEMORY_MIB = 512
-_MOST_MEMBERS = 2_000_000
-_FREE_BYTES, _LARGEST_RATIO = 64 << 20, 20
 
 Row = tuple[int, str | None, str | None, str, str | None, str | None, str, str, str | None]
 """number, code, sha256, patient, issuer, birth, study, series, header."""
-
-
-def source_id(export: Path) -> str:
-    """Return an id of what an export holds: names and sizes of a folder, bytes of an archive."""
-    if export.is_dir():
-        return content_id(
-            sorted((name, (export / name).stat().st_size) for name in _regular_files(export))
-        )
-    return sha256_file(export)[:16]
-
-
-def require_source(export: Path) -> None:
-    """Raise where there is nothing to read.
-
-    Raises
-    ------
-    InputError
-        The export does not exist, is an empty folder, or is neither folder nor archive.
-    """
-    if export.is_dir():
-        if next(_regular_files(export), None) is None:
-            raise InputError(
-                f"The folder {export} is empty.", remedy="Name the folder with the PACS export."
-            )
-    elif not export.is_file():
-        raise InputError(
-            f"There is nothing at {export}.", remedy="Name the folder or archive of the export."
-        )
-    elif not (zipfile.is_zipfile(export) or tarfile.is_tarfile(export)):
-        raise InputError(
-            f"{export} is neither a folder nor a zip or tar archive.",
-            remedy="Name the folder with the export; a single file goes into a folder of its own.",
-        )
-
-
-def _regular_files(folder: Path) -> Iterator[str]:
-    """Yield the relative names of regular files; links to folders are not followed."""
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(where) / name
-            if path.is_file():
-                yield str(path.relative_to(folder))
-
-
-def open_source(export: Path, private: Path) -> Path:
-    """Return the folder to read: the export itself, or what its archive holds, unpacked."""
-    if export.is_dir():
-        return export
-    unpacked, complete = private / "unpacked", private / "unpacked.complete"
-    if not complete.exists():
-        unpacked.mkdir(parents=True, exist_ok=True)
-        limit = max(_FREE_BYTES, _LARGEST_RATIO * export.stat().st_size)
-        members = _zip_members(export) if zipfile.is_zipfile(export) else _tar_members(export)
-        for number, stream in enumerate(members):
-            with stream:
-                limit -= _copy(stream, unpacked / f"{number:07d}", limit)
-            if limit <= 0 or number >= _MOST_MEMBERS:
-                raise InputError(
-                    f"{export.name} grows beyond {_LARGEST_RATIO} times its size when unpacked.",
-                    remedy="If it is sound, unpack it yourself and name the folder.",
-                )
-        complete.touch()
-    return unpacked
-
-
-def _zip_members(export: Path) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(export) as archive:
-        for member in archive.infolist():
-            if member.flag_bits & 1:
-                raise InputError(
-                    f"{export.name} is encrypted.", remedy="Unpack it and name the folder."
-                )
-            if not member.is_dir():
-                yield archive.open(member)
-
-
-def _tar_members(export: Path) -> Iterator[IO[bytes]]:
-    with tarfile.open(export, "r|*") as archive:
-        for member in archive:
-            stream = archive.extractfile(member) if member.isreg() else None
-            if stream is not None:
-                yield stream
-
-
-def _copy(stream: IO[bytes], path: Path, limit: int) -> int:
-    """Copy at most a little more than `limit` bytes; return how many it were."""
-    n_bytes = 0
-    with path.open("wb") as out:
-        while n_bytes <= limit and (block := stream.read(1 << 20)):
-            n_bytes += out.write(block)
-    return n_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """The readable files of one series of one person, exact duplicates removed."""
-
-    files: tuple[File, ...]
-    facts: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +36,8 @@ class Index:
     root: Path
     """Folder that the stored paths are relative to."""
 
-    def _connect(self) -> sqlite3.Connection:
+    def connect(self) -> sqlite3.Connection:
+        """Open the database."""
         connection = sqlite3.connect(self.path)
         connection.execute(
             "CREATE TABLE IF NOT EXISTS files(number INTEGER PRIMARY KEY, path TEXT, code TEXT, "
@@ -155,17 +48,17 @@ class Index:
     def counts(self) -> dict[str, int]:
         """Return how many files each reason code kept from being part of a stack."""
         query = "SELECT code, COUNT(*) FROM files WHERE code IS NOT NULL GROUP BY code"
-        with closing(self._connect()) as database:
+        with closing(self.connect()) as database:
             return dict(database.execute(query).fetchall())
 
     def n_files(self) -> int:
         """Return how many files the export holds."""
-        with closing(self._connect()) as database:
+        with closing(self.connect()) as database:
             return int(database.execute("SELECT COUNT(*) FROM files").fetchone()[0])
 
     def read(self, numbers: Sequence[int]) -> list[tuple[File, Path]]:
         """Return files by number, with their paths."""
-        with closing(self._connect()) as database:
+        with closing(self.connect()) as database:
             rows = [
                 database.execute("SELECT header, path FROM files WHERE number=?", (n,)).fetchone()
                 for n in numbers
@@ -174,43 +67,6 @@ class Index:
             (File(number=n, header=Header.from_json(header)), self.root / path)
             for n, (header, path) in zip(numbers, rows, strict=True)
         ]
-
-    def persons(self) -> Iterator[list[Series]]:
-        """Yield all series of one person after another."""
-        with closing(self._connect()) as database:
-            database.execute("CREATE INDEX IF NOT EXISTS by_patient ON files(patient)")
-            mixed = {kind: _with_several_patients(database, kind) for kind in ("study", "series")}
-            two_births = _with_two_birth_dates(database)
-            rows = database.execute(
-                "SELECT patient, issuer, study, series, number, header FROM files "
-                "WHERE code IS NULL ORDER BY patient, issuer, study, series, number"
-            )
-            for (patient, _), of_person in groupby(rows, key=itemgetter(0, 1)):
-                found = []
-                for (study, series), group in groupby(of_person, key=itemgetter(2, 3)):
-                    files = (File(number=r[4], header=Header.from_json(r[5])) for r in group)
-                    facts = {"NO_IDENTITY"} if patient in two_births else set()
-                    if study in mixed["study"] or series in mixed["series"]:
-                        facts.add("MIXED_PATIENTS")
-                    found.append(Series(files=tuple(files), facts=frozenset(facts)))
-                yield found
-
-
-def _with_several_patients(database: sqlite3.Connection, kind: str) -> set[str]:
-    # An absent issuer or birth date is NULL, which COUNT(DISTINCT) leaves out.
-    rows = database.execute(
-        f"SELECT {kind} FROM files WHERE code IS NULL AND {kind} != '' GROUP BY {kind} "
-        "HAVING MAX(COUNT(DISTINCT patient), COUNT(DISTINCT issuer), COUNT(DISTINCT birth)) > 1"
-    )
-    return {row[0] for row in rows}
-
-
-def _with_two_birth_dates(database: sqlite3.Connection) -> set[str]:
-    rows = database.execute(
-        "SELECT patient FROM files WHERE code IS NULL GROUP BY patient, issuer "
-        "HAVING COUNT(DISTINCT birth) > 1"
-    )
-    return {row[0] for row in rows}
 
 
 def build_index(root: Path, private: Path, *, workers: int | None = None) -> Index:
@@ -227,9 +83,9 @@ def build_index(root: Path, private: Path, *, workers: int | None = None) -> Ind
     """
     private.mkdir(parents=True, exist_ok=True, mode=0o700)
     index = Index(path=private / "index.sqlite", root=root)
-    with closing(index._connect()) as database:
+    with closing(index.connect()) as database:
         known = {row[0] for row in database.execute("SELECT number FROM files")}
-        listed = ((k, n) for k, n in enumerate(_regular_files(root)) if k not in known)
+        listed = ((k, n) for k, n in enumerate(regular_files(root)) if k not in known)
         while batch := list(islice(listed, _FILES_A_CHUNK * _CHUNKS_A_BATCH)):
             names = dict(batch)
             rows = _read_files(root, batch, workers)

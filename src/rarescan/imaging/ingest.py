@@ -26,18 +26,14 @@ from rarescan.imaging import faults, identity
 from rarescan.imaging.bids import scan_stem, write_image, write_raw
 from rarescan.imaging.convert import PixelFaultError, read_stack
 from rarescan.imaging.deidentify import sidecar
-from rarescan.imaging.index import (
-    Index,
-    build_index,
-    open_source,
-    require_source,
-    source_id,
-)
+from rarescan.imaging.index import Index, build_index
 from rarescan.imaging.labels import read_labels
 from rarescan.imaging.parse import limit_this_process
+from rarescan.imaging.persons import persons
 from rarescan.imaging.plan import Candidate, Event, Plan, Session, event
 from rarescan.imaging.spec import IngestConfig
 from rarescan.imaging.stacks import Stack
+from rarescan.imaging.unpack import open_source, require_source, source_id
 from rarescan.processes import run_parallel
 
 SCHEMA = 1
@@ -106,7 +102,7 @@ def _fill(work: Path, export: Path, plan: Plan, workers: int | None) -> None:
             remedy="Name the folder that holds the DICOM files; unpack archives inside it first.",
         )
     sessions: list[Session] = []
-    for series in index.persons():
+    for series in persons(index):
         found, own = plan.person(series)
         sessions += found
         events += own

@@ -11,8 +11,8 @@ from typing import Any
 
 from rarescan.cohort.contracts import Condition
 from rarescan.imaging import faults, identity, select
-from rarescan.imaging.index import Series
 from rarescan.imaging.labels import Label, Labels
+from rarescan.imaging.persons import Series
 from rarescan.imaging.spec import IngestConfig
 from rarescan.imaging.stacks import Stack, find_stacks
 

@@ -4,8 +4,6 @@
 make of a scan of that person. Every spacing shows the same person.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -204,14 +202,3 @@ def scale(volume: FloatArray) -> FloatArray:
     inside = volume[volume > 0]
     bright = inside[inside > 0.35 * np.quantile(inside, 0.98)]
     return (volume / np.float32(1.6 * bright.mean())).clip(0, 1)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Calculate in one thread: sums then come out the same on every machine and in every worker."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

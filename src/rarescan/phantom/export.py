@@ -15,7 +15,6 @@ import pandas as pd
 
 from rarescan.errors import SettingError
 from rarescan.files import Recipe, atomic_path, run_step, write_atomic
-from rarescan.phantom.anatomy import one_thread
 from rarescan.phantom.dicom import file_name, uid
 from rarescan.phantom.identities import draw_identity
 from rarescan.phantom.persons import draw_person, is_patient
@@ -24,6 +23,7 @@ from rarescan.phantom.studies import T1_NUMBER, Kind, Visit, write_study
 from rarescan.phantom.volumes import NOTICE, person_volumes
 from rarescan.processes import run_parallel
 from rarescan.seeds import derive
+from rarescan.threads import one_thread
 
 TWIN_MM = 4.0
 

@@ -15,10 +15,11 @@ from rarescan.cohort.contracts import Condition, FloatArray, Scan, brain_grid
 from rarescan.cohort.partition import PartitionConfig, draw_partition
 from rarescan.cohort.store import VOLUMES, create_volumes, tables, write_cohort
 from rarescan.files import Recipe, read_json, run_step, write_atomic, write_json
-from rarescan.phantom.anatomy import one_thread, prepared_volume
+from rarescan.phantom.anatomy import prepared_volume
 from rarescan.phantom.persons import Person, draw_person
 from rarescan.phantom.spec import PhantomConfig
 from rarescan.processes import run_parallel
+from rarescan.threads import one_thread
 
 LICENCE = "invented persons, drawn from the ICBM152 template (see NOTICE)"
 NOTICE = """\
