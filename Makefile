@@ -9,7 +9,7 @@ export PYTHONSAFEPATH = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help setup demo cohort test check lint types layers coverage format docs picture flow clean
+.PHONY: help setup demo cohort test check lint types layers coverage format docs picture pacs flow clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,7 +32,7 @@ cohort: setup  ## the whole way on the real T1 persons of ds002748: runs/cohort/
 	$(BIN)/rarescan run cohort
 
 test: setup  ## the tests
-	$(BIN)/pytest -n 2 $(SPREAD) -q
+	$(BIN)/pytest -n 2 $(SPREAD) -q -m "not long"
 
 check: lint types layers coverage  ## everything that must hold before a change lands
 
@@ -58,6 +58,12 @@ docs: setup  ## the reference pages, from the code
 
 picture: setup  ## the picture of the README, from a finished run
 	$(BIN)/python docs/make_pictures.py $(or $(RUN),runs/demo)
+
+# Orthanc listens on every interface, so it gets a network namespace with nothing but loopback.
+NAMESPACE = unshare $(shell unshare -rn true 2>/dev/null && echo -rn || echo -n)
+
+pacs: setup  ## the tests with a real Orthanc (apt-get install orthanc orthanc-dicomweb)
+	$(NAMESPACE) sh -c 'ip link set lo up && exec $(BIN)/pytest tests/pacs/test_orthanc.py -q'
 
 flow: setup  ## one short real flow, with its second run
 	$(BIN)/rarescan run ci --set runs=$(or $(RUNS),runs)

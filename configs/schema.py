@@ -23,7 +23,12 @@ from rarescan.cohort.partition import PartitionConfig
 from rarescan.errors import SettingError, nearest
 from rarescan.evaluation.spec import EvaluateConfig, SelectConfig
 from rarescan.generative.spec import GenerateConfig, GeneratorSpec
-from rarescan.imaging.spec import AdoptConfig, IngestConfig, PrepareConfig
+from rarescan.imaging.spec import (
+    AdoptConfig,
+    IngestConfig,
+    PrepareConfig,
+)
+from rarescan.pacs.spec import PullConfig, PushConfig
 from rarescan.phantom.spec import PhantomConfig
 from rarescan.registry.spec import RegistryConfig
 from rarescan.settings import STRICT
@@ -35,11 +40,11 @@ class SourceConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    kind: Literal["phantom", "dicom", "bids", "table"] = "phantom"
-    """`phantom` makes its own export; `dicom` is a folder or archive from a PACS; `bids` a BIDS
-    dataset; `table` a folder of NIfTI files with a CSV."""
+    kind: Literal["phantom", "pacs", "dicom", "bids", "table"] = "phantom"
+    """`phantom` makes its own export; `pacs` fetches one first, as `pull` says; `dicom` is a folder
+    or archive from a PACS; `bids` a BIDS dataset; `table` a folder of NIfTI files with a CSV."""
     path: str = ""
-    """The folder or archive; not needed for `phantom`."""
+    """The folder or archive; not needed for `phantom` and `pacs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,7 @@ class RunConfig:
     question: Question = field(default_factory=Question)
     source: SourceConfig = field(default_factory=SourceConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    pull: PullConfig = field(default_factory=PullConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     adopt: AdoptConfig = field(default_factory=AdoptConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
@@ -77,6 +83,7 @@ class RunConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    push: PushConfig = field(default_factory=PushConfig)
 
     @property
     def root(self) -> Path:

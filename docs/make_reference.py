@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from rarescan.configs.schema import RunConfig, json_schema, plain_config
-from rarescan.evaluation.collect import words
-from rarescan.imaging import faults
+from rarescan.imaging.reasons import ACTIONS, WORDS
 
 HERE = Path(__file__).parent
 VERBS = (
     *("run", "phantom", "ingest", "prepare", "train", "evaluate", "select", "generate"),
-    *("retrain", "report", "trace", "deploy", "config", "key"),
+    *("retrain", "report", "pull", "review", "dicom", "push", "trace", "erase", "deploy"),
+    *("config", "key"),
 )
 
 
@@ -108,13 +108,9 @@ def _help(verb: str) -> str:
 
 def reasons() -> str:
     """Return the page of reason codes."""
-    plain = words()["rejects"]
-    known = {code: action for code, (action, _) in faults.FILE_CODES.items()}
-    known |= {code: action for code, (action, _) in faults.PIXEL_CODES.items()}
-    known |= {rule.code: rule.action for rule in faults.RULES}
     rows = [
-        f"| `{code}` | {known.get(code, 'quarantine')} | {_one_line(str(text))} |"
-        for code, text in sorted(plain.items())
+        f"| `{code}` | {ACTIONS[code]} | {_one_line(words)} |"
+        for code, words in sorted(WORDS.items())
     ]
     return "\n".join(
         [
@@ -122,7 +118,7 @@ def reasons() -> str:
             "Made by `make docs` from the code; do not edit.\n",
             "Every file of an export ends as used, dropped (not wanted, counted) or quarantined "
             "(set apart, with a reason). `fix` is a repair that was recorded; the scan is used.\n",
-            "| code | action | meaning |",
+            "| code | action | a file, series or scan that ... |",
             "|---|---|---|",
             *rows,
             "",

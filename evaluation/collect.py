@@ -138,15 +138,23 @@ def _cohort_part(run: Path, cohort: Cohort) -> dict[str, Any]:
     events = [e for name in ("cohort", "prepared") for e in read_events(run / name)]
     known = {scan.person_id for scan in cohort.scans}
     about = read_about(cohort.root)
+    # What a code means is said by the room that gave it, in the cohort that it wrote.
+    written = [run / name for name in ("cohort", "prepared") if (run / name / RECIPE).exists()]
+    notes: dict[str, Any] = {"reasons": {}, "smallest_group": None}
+    for folder in written:
+        noted = read_about(folder)
+        notes["reasons"] |= noted.get("reasons", {})
+        notes["smallest_group"] = noted.get("smallest_group") or notes["smallest_group"]
     return {
         "persons": _count(cohort, lambda scan: scan.person_id),
         "scans": _count(cohort, lambda scan: scan.scan_id),
         "n_persons_in": len(known | {e["person_id"] for e in events if e["person_id"]}),
         "n_persons": len(known),
+        "smallest_group": notes["smallest_group"],
         "n_scans": len(cohort.scans),
         "spacing_mm": cohort.grid.spacing_mm if cohort.grid else None,
-        "rejects": _events(event for event in events if event["action"] != "fix"),
-        "repairs": _events(event for event in events if event["action"] == "fix"),
+        "rejects": _events((e for e in events if e["action"] != "fix"), notes["reasons"]),
+        "repairs": _events((e for e in events if e["action"] == "fix"), notes["reasons"]),
         "sources": {
             "licences": sorted({scan.licence for scan in cohort.scans if scan.licence}),
             "n_sites": len({scan.site for scan in cohort.scans if scan.site}),
@@ -170,7 +178,7 @@ def _count(cohort: Cohort, key: Callable[[Any], str]) -> dict[str, dict[str, int
     return dict(sorted(counts.items(), key=lambda item: (item[1]["total"], item[0])))
 
 
-def _events(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _events(events: Iterable[Mapping[str, Any]], meanings: Mapping[str, str]) -> dict[str, Any]:
     """Return code -> how often, how many files, what was done and what it means."""
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
@@ -180,7 +188,7 @@ def _events(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             "count": len(same),
             "files": sum(event["n_files"] or 0 for event in same),
             "action": same[0]["action"],
-            "meaning": in_words(code, "rejects"),
+            "meaning": meanings.get(code, code.replace("_", " ").lower()),
         }
         for code, same in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     }

@@ -129,6 +129,8 @@ def _all_steps(run: RunConfig, config: Plain, places: Places, *, overwrite: bool
         return Path(named(verb, config, plain, overwrite=overwrite))
 
     folders = [do("phantom", folder=places.phantom)] if run.source.kind == "phantom" else []
+    if run.source.kind == "pacs":
+        do("pull", folder=places.pulled)
     cohort = do("ingest", source=source_of(run), folder=places.cohort)
     prepared = do("prepare", cohort=cohort, folder=places.prepared)
     models = _train_all(run, config, places, overwrite=overwrite)

@@ -7,6 +7,7 @@ lay; a moved or deleted input is reported as missing, never guessed.
 from pathlib import Path
 from typing import Any
 
+from rarescan.cohort.contracts import Cohort
 from rarescan.cohort.store import open_cohort, tables
 from rarescan.errors import InputError
 from rarescan.files import read_json, read_recipe
@@ -73,7 +74,17 @@ def _cohort_detail(folder: Path) -> dict[str, Any]:
     if not (tables(folder) / "cohort.json").exists():
         return {}
     cohort = open_cohort(folder)
-    return {"scans": len(cohort.scans), "persons": len({s.person_id for s in cohort.scans})}
+    counts = {"scans": len(cohort.scans), "persons": len({s.person_id for s in cohort.scans})}
+    return counts | ({"series": _series(cohort)} if cohort.recipe["step"] == "ingest" else {})
+
+
+def _series(cohort: Cohort) -> dict[str, str]:
+    """Return stack_id -> scan_id: the pseudonymous series behind the scans of an export."""
+    sidecars = {
+        scan.scan_id: cohort.root / scan.path.replace(".nii.gz", ".json") for scan in cohort.scans
+    }
+    found = {name: read_json(path) for name, path in sidecars.items() if path.exists()}
+    return {about["Stack"]: name for name, about in found.items() if "Stack" in about}
 
 
 def _scan_detail(folder: Path, path: Path) -> dict[str, Any]:

@@ -28,6 +28,11 @@ class Places:
         return self.root / "phantom"
 
     @property
+    def pulled(self) -> Path:
+        """What came from a PACS."""
+        return self.root / "pulled"
+
+    @property
     def cohort(self) -> Path:
         """Native scans in BIDS."""
         return self.root / "cohort"
@@ -79,9 +84,11 @@ class Places:
 
 
 def source_of(config: RunConfig) -> Path:
-    """Return what the run reads; for a phantom the export that it writes itself."""
+    """Return what the run reads; from a phantom or a PACS the export that it writes itself."""
     if config.source.kind == "phantom":
         return Places(config.root).phantom / "export"
+    if config.source.kind == "pacs":
+        return Places(config.root).pulled / "export"
     if not config.source.path:
         raise SettingError(
             f"The source of kind '{config.source.kind}' has no path.",
@@ -139,7 +146,7 @@ def mark_finished(config: RunConfig, folders: list[Path]) -> None:
 
 def _run_id(config: RunConfig) -> str:
     source = None
-    if config.source.kind != "phantom":
+    if config.source.kind not in ("phantom", "pacs"):
         source = _listing(source_of(config))
     return content_id({"version": VERSION, "config": plain_config(config), "source": source})
 

@@ -139,8 +139,9 @@ def _registry(config: RunConfig) -> Registry:
 
 def _loggable(config: RunConfig) -> dict[str, Any]:
     plain = plain_config(config)
-    for section, key in (("source", "path"), ("ingest", "labels"), ("ingest", "key_file")):
-        plain[section][key] = ""
+    plain["source"]["path"] = ""
+    for key in ("labels", "key_file", "confirmed_scans", "confirmed_persons"):
+        plain["ingest"][key] = ""
     return plain
 
 

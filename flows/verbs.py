@@ -5,6 +5,7 @@ of them are steps (`files.run_step`): repeating one finds its folder. Rooms are 
 because a job needs one of them and `--help` none.
 """
 
+import logging
 import os
 import tempfile
 import time
@@ -20,12 +21,25 @@ from rarescan.files import Recipe, read_json, require_recipe, run_step, write_js
 from rarescan.generative.spec import GeneratorSpec
 from rarescan.processes import available_cores
 
+_log = logging.getLogger("rarescan")
+
 
 def phantom(config: RunConfig, folder: Path, *, overwrite: bool = False) -> Path:
     """Write an export of invented persons."""
     from rarescan.phantom.export import write_export
 
     return write_export(folder, config.phantom, workers=_workers(config), overwrite=overwrite)
+
+
+def pull(config: RunConfig, folder: Path, *, overwrite: bool = False) -> Path:
+    """Fetch series from a PACS; what `ingest` reads is the folder `export` in it."""
+    from rarescan.pacs.pull import pull_series
+
+    pulled = pull_series(folder, config.pull, overwrite=overwrite)
+    _log.info("%d series with %d files are complete", pulled.n_series, pulled.n_files)
+    if pulled.n_incomplete:
+        _log.warning("%d series came incomplete; repeat the command later", pulled.n_incomplete)
+    return folder
 
 
 def ingest(config: RunConfig, source: Path, folder: Path, *, overwrite: bool = False) -> Path:
@@ -228,6 +242,11 @@ def generate(
 def _champion_of(decision: Path) -> dict[str, Any]:
     require_recipe(decision, "select")
     champion: dict[str, Any] | None = read_json(decision / "decision.json")["champion"]
+    if (decision / "erased.json").exists():
+        raise GateRefusedError(
+            "The champion learned from a person who was erased since.",
+            remedy="Run the whole way again with --overwrite; it trains without that person.",
+        )
     if champion is None:
         raise GateRefusedError(
             "No candidate passed the gates, so there is no champion to generate from.",
@@ -349,6 +368,7 @@ def candidate(config: RunConfig, name: str) -> GeneratorSpec:
 
 VERBS: Mapping[str, Callable[..., Path]] = {
     "phantom": phantom,
+    "pull": pull,
     "ingest": ingest,
     "prepare": prepare,
     "train": train,

@@ -7,9 +7,11 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["MONAI_DATA_DIRECTORY"] = os.devnull
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import dicom_series
 import pytest
 
 
@@ -29,6 +31,24 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with prefect_server(tmp_path_factory.mktemp("prefect")) as api:
         yield api
+
+
+@pytest.fixture(scope="session")
+def make_head() -> Callable[..., Any]:
+    """Return the maker of a small volume, shape (slices, rows, columns)."""
+    return dicom_series.head
+
+
+@pytest.fixture(scope="session")
+def make_dataset() -> Callable[..., Any]:
+    """Return the maker of one slice's data set."""
+    return dicom_series.dataset
+
+
+@pytest.fixture(scope="session")
+def save_dataset() -> Callable[..., None]:
+    """Return the writer of a data set in any transfer syntax."""
+    return dicom_series.save
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

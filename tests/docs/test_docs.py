@@ -4,9 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from rarescan.evaluation.collect import words
-from rarescan.imaging import faults
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,11 +20,6 @@ def maker() -> object:
 def test_the_generated_pages_are_what_the_code_says(page: str) -> None:
     made = getattr(maker(), page)()
     assert (ROOT / "docs" / f"{page}.md").read_text() == made, "run `make docs`"
-
-
-def test_every_reason_code_has_words_for_people() -> None:
-    codes = {*faults.FILE_CODES, *faults.PIXEL_CODES, *(rule.code for rule in faults.RULES)}
-    assert codes <= set(words()["rejects"])
 
 
 @pytest.mark.parametrize(

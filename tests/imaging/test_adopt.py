@@ -180,3 +180,57 @@ def test_an_interrupted_adoption_keeps_what_is_done(source: Path, tmp_path: Path
     cohort = adopt_table(source, tmp_path / "cohort", CONFIG, workers=1)
     assert (cohort / first.path).stat().st_mtime_ns == kept
     assert open_cohort(cohort).scans == (first, second)
+
+
+def clinica(folder: Path) -> Path:
+    """A data set as Clinica converts ADNI, NIFD and GENFI: diagnoses stand with the sessions."""
+    good = np.arange(720, dtype=np.int16).reshape(8, 9, 10)
+    sessions = {
+        "sub-NIFD1S0001": ["ses-M000\t61.2\tbvFTD", "ses-M012\t62.2\tbvFTD"],
+        "sub-NIFD1S0002": ["ses-M000\t70.0\tCN", "ses-M006\tn/a\tn/a", "ses-M012\t71.0\tbvFTD"],
+        "sub-NIFD1S0003": ["ses-M000\t92.5\tCN"],
+    }
+    for k, (subject, rows) in enumerate(sessions.items()):
+        table = "\n".join(["session_id\tage\tdiagnosis", *rows]) + "\n"
+        (folder / subject).mkdir(parents=True)
+        (folder / subject / f"{subject}_sessions.tsv").write_text(table)
+        for row in rows:
+            session = row.split("\t")[0]
+            save(folder / subject / session / "anat" / f"{subject}_{session}_T1w.nii.gz", good + k)
+    people = "participant_id\tsource_id\tsex\tdiagnosis\n" + "".join(
+        f"{subject}\tLONI{k}\tF\t{'CN' if k == 1 else 'n/a'}\n"
+        for k, subject in enumerate(sessions)
+    )
+    (folder / "participants.tsv").write_text(people)
+    return folder
+
+
+def test_a_data_set_of_clinica_gives_each_session_its_age_and_the_person_one_diagnosis(
+    tmp_path: Path,
+) -> None:
+    source = clinica(tmp_path / "bids")
+    cohort = adopt_bids(source, tmp_path / "cohort", AdoptConfig(), workers=1)
+    found = {
+        s.scan_id: (s.condition.diagnosis, s.condition.age_years, s.condition.sex)
+        for s in open_cohort(cohort).scans
+    }
+    assert found == {
+        "NIFD1S0001_ses-M000": ("bvFTD", 61, "F"),
+        "NIFD1S0001_ses-M012": ("bvFTD", 62, "F"),
+        "NIFD1S0002_ses-M000": ("CN", 70, "F"),
+        "NIFD1S0002_ses-M006": ("CN", None, "F"),
+        "NIFD1S0003_ses-M000": ("CN", 90, "F"),
+    }
+    (event,) = read_events(cohort)
+    assert (event["code"], event["person_id"]) == ("DIAGNOSIS_CHANGES", "NIFD1S0002")
+    assert read_about(cohort)["smallest_group"]["alone"] == 3
+
+
+def test_an_erased_person_stays_away_from_a_later_adoption(source: Path, tmp_path: Path) -> None:
+    from rarescan.imaging.persons import fingerprint, read_erased, write_erased
+
+    folder = adopt_table(source, tmp_path / "cohort", CONFIG, workers=1)
+    write_erased(folder, [fingerprint("P0")])
+    again = adopt_table(source, folder, replace(CONFIG, licence="MIT"), workers=1, overwrite=True)
+    assert [s.person_id for s in open_cohort(again).scans] == ["P1"]
+    assert read_erased(again) == (fingerprint("P0"),)

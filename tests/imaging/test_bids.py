@@ -13,7 +13,10 @@ from scipy.spatial.transform import Rotation
 
 from rarescan.cohort.contracts import Condition, Scan, brain_grid
 from rarescan.cohort.store import create_volumes
+from rarescan.imaging.adopt import adopt_table
 from rarescan.imaging.bids import write_derivative, write_image
+from rarescan.imaging.check import check_bids
+from rarescan.imaging.spec import AdoptConfig
 
 MODEL = {"uri": "models:/rarescan/3", "sha256": "ab" * 32, "seed": 7, "decision": "d1"}
 
@@ -69,13 +72,29 @@ def test_every_sidecar_says_synthetic_and_names_model_seed_and_condition(
         assert beside["Condition"]["age_years"] == scan.condition.age_years
 
 
-def test_the_batch_is_valid_bids(batch: tuple[Path, list[Scan], np.ndarray]) -> None:
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cohort of two images that were there already, of persons known and unknown."""
+    source = tmp_path_factory.mktemp("adopted") / "in"
+    for k in range(2):
+        voxels = np.random.default_rng(k).integers(0, 900, (12, 13, 14), dtype=np.int16)
+        write_image(source / f"{k}.nii.gz", voxels, np.diag([1.0, 1, 2, 1]))
+    (source / "t.csv").write_text("file,person,diagnosis,age_years,sex\n0.nii.gz,A1,bvFTD,95,F\n"
+                                  "1.nii.gz,A2,control,,\n")  # fmt: skip
+    config = AdoptConfig(table="t.csv", licence="CC0")
+    return adopt_table(source, source.with_name("cohort"), config, workers=1)
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "adopted"])
+def test_what_is_written_is_valid_bids_and_sound(
+    batch: tuple[Path, list[Scan], np.ndarray], adopted: Path, kind: str
+) -> None:
+    root = batch[0] if kind == "synthetic" else adopted
+    assert check_bids(root, voxels=True) == []
     validator = Path(sys.executable).with_name("bids-validator-deno")
     if not validator.exists():
         pytest.skip("bids-validator-deno is not installed")
-    found = subprocess.run(
-        [validator, batch[0], "--format", "json"], capture_output=True, check=False
-    )
+    found = subprocess.run([validator, root, "--format", "json"], capture_output=True, check=False)
     issues = json.loads(found.stdout)["issues"]["issues"]
     assert [i for i in issues if i["severity"] == "error"] == []
     assert found.returncode == 0

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from rarescan.imaging.faults import ADOPT_CODES, FILE_CODES, PIXEL_CODES, RULES, Case, judge, why
+from rarescan.imaging.faults import RULES, Case, judge
+from rarescan.imaging.reasons import ACTIONS, WORDS
 from rarescan.imaging.spec import IngestConfig
 from rarescan.imaging.stacks import find_stacks
 
@@ -47,6 +48,8 @@ DECISIVE: list[tuple[str, int, Callable[[int], Values] | None, Values]] = [
     ("BURNED_IN", 160, one(50, burned_in="YES"), {}),
     ("MP2RAGE_PART", 160, None, {"repetition_time_ms": 5000.0}),
     ("GD", 160, None, {"contrast_agent": "Dotarem"}),
+    ("LOSSY", 160, one(9, lossy="01"), {}),
+    ("LOSSY", 160, None, {"syntax": "1.2.840.10008.1.2.4.91"}),
     ("NOT_T1", 160, None, FLAIR),
     ("AGE_RANGE", 160, None, {"birth_date": "2010-03-20"}),
     ("POLYGLOT", 160, one(3, faults=("POLYGLOT",)), {}),
@@ -54,7 +57,8 @@ DECISIVE: list[tuple[str, int, Callable[[int], Values] | None, Values]] = [
     ("NO_IDENTITY", 160, None, {"patient_id": None}),
     ("NO_IDENTITY", 160, None, {"patient_id": "ANON"}),
     ("NO_DATE", 160, None, {"study_date": None}),
-    ("ENHANCED_UNSUPPORTED", 160, None, {"sop_class": "1.2.840.10008.5.1.4.1.1.4.1"}),
+    ("ENHANCED_UNSUPPORTED", 160, None, {"sop_class": "1.2.840.10008.5.1.4.1.1.4.1",
+                                          "frames": 160}),
     ("COLOUR", 160, None, {"samples": 3}),
     ("PIXEL_LAYOUT", 160, None, {"bits_allocated": 12}),
     ("PIXEL_LAYOUT", 160, None, {"bits_stored": 17}),
@@ -64,6 +68,8 @@ DECISIVE: list[tuple[str, int, Callable[[int], Values] | None, Values]] = [
     ("NO_SPACING", 160, lambda k: {"position_mm": None}, {}),
     ("IOP_INVALID", 160, None, {"orientation": (0.0, 1.05, 0.0, 0.0, 0.0, -1.0)}),
     ("IOP_INVALID", 160, None, {"orientation": (0.0, 1.0, 0.0, 0.0, 0.3, -0.954)}),
+    ("LATERALITY", 160, None, {"patient_orientation": ("A", "F")}),
+    ("LATERALITY", 160, None, {"patient_orientation": ("P", "HR")}),
     ("DUP_POSITION", 160, one(10, position_mm=(-69.0, -90.0, 90.0)), {}),
     ("SHEAR", 160, at(lambda k: (-80.0 + k, -90.0 + 0.3 * k, 90.0)), {}),
     ("MISSING_SLICE", 159, kept(*range(10), *range(11, 160)), {}),
@@ -95,6 +101,8 @@ REPAIRED: list[tuple[str, Callable[[int], Values] | None, Values]] = [
     ("UID_INVALID", None, {"series_uid": "1.2..3"}),
     ("UID_INVALID", None, {"frame_uid": "1." * 40 + "1"}),
     ("BAD_VALUE", None, {"bad": ("flip_angle_deg",)}),
+    ("CHARSET", one(0, faults=("CHARSET",)), {}),
+    ("INTERPOLATED", None, {"acquisition_matrix": (0, 128, 192, 0)}),
 ]  # fmt: skip
 
 
@@ -147,6 +155,7 @@ def test_a_sound_scan_is_accepted_in_silence(make_stack: Any, values: Values) ->
     ("code", "config"),
     [
         ("GD", IngestConfig(allow_gadolinium=True)),
+        ("LOSSY", IngestConfig(allow_lossy=True)),
         ("REVIEW", IngestConfig(accept_review=True)),
         ("NO_PHYSICS", IngestConfig(accept_review=True)),
         ("AGE_RANGE", IngestConfig(fewest_age_years=5)),
@@ -173,8 +182,10 @@ def test_every_rule_has_a_test_and_every_code_an_explanation() -> None:
     tested |= {"MIXED_PATIENTS"}
     # Repairs made while stacks are formed are tested with the stacks.
     formed = {"DUP_SOP_HEADER", "DUP_SLICE", "SPLIT_ECHO", "SPLIT_ORIENTATION", "SPLIT_ACQ"}
+    formed |= {"JOINED", "SESSION_MERGED"}
     codes = [rule.code for rule in RULES]
     assert {*codes} == tested | formed
     assert len(codes) == len({*codes})
-    for code in {*codes, *FILE_CODES, *PIXEL_CODES, *ADOPT_CODES}:
-        assert why(code)
+    assert {*codes} <= ACTIONS.keys()
+    for code, words in WORDS.items():
+        assert len(words) > 8, code

@@ -147,6 +147,30 @@ def test_values_out_of_range_or_ill_formed_count_as_absent(to_bytes: Any) -> Non
     assert {"birth_date", "flip_angle_deg", "repetition_time_ms"} == {*header.bad}
 
 
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "name"),
+    [
+        # More digits than Python turns into text.
+        (b"\x28\0\x10\0", b"US", b"\xff" * 4000, "rows"),
+        (b"\x18\0\x10\x13", b"US", b"\1\0" * 3, "acquisition_matrix"),
+        (b"\x20\0\x13\0", b"IS", b"1" * 60, "instance_number"),
+    ],
+)
+def test_numbers_of_impossible_length_count_as_absent(
+    plain: bytes, tag: bytes, vr: bytes, value: bytes, name: str
+) -> None:
+    given = tag + vr + len(value).to_bytes(2, "little") + value
+    start = plain.find(tag + vr)
+    if start > 0:
+        length = int.from_bytes(plain[start + 6 : start + 8], "little")
+        data = plain[:start] + given + plain[start + 8 + length :]
+    else:
+        data = plain.replace(b"\x20\0\x0d\0UI", given + b"\x20\0\x0d\0UI", 1)
+    header = header_of(data)
+    assert (header.bad, header.patient_id) == ((name,), "00471199")
+    assert Header.from_json(header.to_json()) == header
+
+
 def test_nested_sequences_of_any_depth_and_encoding_are_stepped_over(
     to_bytes: Any, plain: bytes
 ) -> None:
@@ -217,13 +241,25 @@ def test_broken_codes_and_cut_files_are_pixel_faults(to_bytes: Any, tmp_path: Pa
             read_plane(header, tmp_path / "x")
 
 
+def test_what_the_reader_finds_odd_is_not_said_aloud(
+    to_bytes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    name = b"\x10\0\x40\0CS\x0a\0mustermann"
+    at = (data := to_bytes(RLELossless)).index(b"\x10\0\x40\0CS")
+    data = data[:at] + name + data[at + 10 :]
+    (tmp_path / "x").write_bytes(data[:-60])
+    with pytest.raises(PixelFaultError, match="TRUNC_PIXELS"):
+        read_plane(header_of(data), tmp_path / "x")
+    assert (capfd.readouterr(), caplog.text) == (("", ""), "")
+
+
 def test_a_code_without_decoder_is_named(to_bytes: Any, tmp_path: Path) -> None:
-    lossless_jpeg = b"1.2.840.10008.1.2.4.70\0\0"
+    film = b"1.2.840.10008.1.2.4.102\0"
     data = to_bytes(RLELossless).replace(b"\x14\0" + RLELossless.encode() + b"\0", b"")
     at = data.index(b"\2\0\x10\0UI")
-    data = data[: at + 6] + b"\x18\0" + lossless_jpeg[:24] + data[at + 6 :]
+    data = data[: at + 6] + b"\x18\0" + film + data[at + 6 :]
     (tmp_path / "x").write_bytes(data)
     header = header_of(data)
-    assert header.syntax == "1.2.840.10008.1.2.4.70"
+    assert header.syntax == "1.2.840.10008.1.2.4.102"
     with pytest.raises(PixelFaultError, match="NO_DECODER"):
         read_plane(header, tmp_path / "x")

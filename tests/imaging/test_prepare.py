@@ -1,4 +1,5 @@
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -173,16 +174,6 @@ def test_half_a_brain_is_refused_for_its_volume() -> None:
     assert refused(to_image(half, template.grid.matrix()), DONE) in ("NOT_HEAD", "BRAIN_VOLUME")
 
 
-@pytest.mark.slow
-def test_a_series_of_fruit_is_refused(real_data: Path, tmp_path: Path) -> None:
-    with tarfile.open(real_data / "dicom/ge_irspgr_fruit.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    folder = next(path for path in tmp_path.rglob("*.dcm")).parent
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-    fruit = sitk.Cast(sitk.ReadImage(names), sitk.sitkFloat32)
-    assert refused(sitk.BinShrink(fruit, [2, 2, 2])) == "NOT_HEAD"
-
-
 def test_real_brains_that_are_declared_done_pass(real_data: Path) -> None:
     for path in sorted((real_data / "t1/vol").glob("*.nii.gz"))[::30]:
         prepared = prepare_scan(read_native(path), DONE, QUICK)
@@ -327,7 +318,6 @@ def test_the_quality_table_has_one_row_a_scan(prepared: Path) -> None:
     assert list(table["scan_id"]) == [scan.scan_id for scan in open_cohort(prepared).scans]
     assert (table["metric"] < qc.DOUBTFUL_METRIC).all()
     assert (table["determinant"] == 1).all()
-    assert (prepared / "qc" / "overview.png").stat().st_size > 1000
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
@@ -426,3 +416,91 @@ def test_a_cohort_without_a_usable_scan_is_an_error_that_says_why(
     with pytest.raises(InputError, match=words):
         prepare_cohort(root, tmp_path / "out", CONFIG, PARTS, workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def cohort_of(root: Path, images: dict[str, sitk.Image], flags: tuple[str, ...] = ()) -> Path:
+    """Return a native cohort with one scan a person."""
+
+    def build(work: Path) -> None:
+        scans = []
+        for person, image in images.items():
+            sitk.WriteImage(image, str(work / f"{person}.nii.gz"))
+            condition = Condition(diagnosis="control")
+            scan = Scan(scan_id=f"{person}_ses-01", person_id=person, condition=condition)
+            scans.append(replace(scan, path=f"{person}.nii.gz", flags=flags))
+        write_cohort(work, scans=scans, grid=None, partition={})
+
+    return run_step(root, Recipe(step="ingest", schema=1), build)
+
+
+def series(archive: Path, folder: Path, every: list[int]) -> sitk.Image:
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder, filter="data")
+    place = max(folder.rglob("*.dcm"), key=lambda path: path.stat().st_size).parent
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(place))
+    return sitk.BinShrink(sitk.Cast(sitk.ReadImage(names), sitk.sitkFloat32), every)
+
+
+@pytest.mark.long
+def test_a_real_head_handed_over_directly_passes_the_gate_of_brain_volume(
+    real_data: Path, tmp_path: Path
+) -> None:
+    head = series(real_data / "dicom/t1/studyforrest_t1w_every2nd.tar.xz", tmp_path, [2, 2, 1])
+    measures = prepare_scan(head, (), replace(QUICK, spacing_mm=2.0)).measures
+    # deepbet finds 1795 ml at full resolution; the template's mask holds up to 7 % less.
+    assert 1650 < measures.brain_ml < 1830
+    assert measures.metric < -0.45
+
+
+@pytest.mark.slow
+def test_a_series_of_fruit_is_refused(real_data: Path, tmp_path: Path) -> None:
+    fruit = series(real_data / "dicom/ge_irspgr_fruit.tar.xz", tmp_path, [2, 2, 2])
+    assert refused(fruit) == "NOT_HEAD"
+
+
+def test_a_head_with_exchanged_contrast_is_refused(head: sitk.Image) -> None:
+    template = load_template(2.0)
+    inside = template.brain > 0.5
+    # As in a T2: fluid bright, white matter dark; it lies on the template exactly.
+    t2 = np.where(inside, 20 * template.wm + 60 * template.gm + 100 * template.csf, 0)
+    image = to_image(t2.astype(np.float32), template.grid.matrix())
+    assert refused(image, DONE) == "CONTRAST"
+    assert refused(image, ("stripped", "bias_corrected")) == "CONTRAST"
+
+
+def test_the_command_s_name_and_version_are_kept_and_its_failures_are_events(
+    head: sitk.Image, tmp_path: Path
+) -> None:
+    tool = tmp_path / "bet"
+    tool.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        "if sys.argv[1] == '--version': print('bet 3.2'); raise SystemExit\n"
+        "raise SystemExit('no weights')\n"
+    )
+    tool.chmod(0o755)
+    config = replace(CONFIG, strip="auto", strip_command=(str(tool), "{in}", "{out}"))
+    root = cohort_of(tmp_path / "native", {"P1": head})
+    with pytest.raises(InputError, match="1 STRIP_FAILED"):
+        prepare_cohort(root, tmp_path / "out", config, PARTS, workers=1)
+    done = cohort_of(
+        tmp_path / "done",
+        {f"P{i}": to_image(load_template(4.0).t1, brain_grid(4.0).matrix()) for i in range(6)},
+        DONE,
+    )
+    out = prepare_cohort(done, tmp_path / "out2", config, PARTS, workers=1)
+    assert read_about(out)["versions"]["bet"] == "3.2"
+    recipe = (out / "recipe.json").read_text()
+    assert '"bet"' in recipe
+    assert str(tmp_path) not in recipe
+
+
+def test_a_page_of_pictures_and_the_status_of_everybody_are_written(prepared: Path) -> None:
+    page = (prepared / "qc" / "index.html").read_text()
+    assert page.count("<article>") == page.count("data:image/webp;base64,") == 12
+    status = pd.read_csv(prepared / "status.tsv", sep="\t", dtype=str, keep_default_na=False)
+    assert len(status) == 13
+    assert status.set_index("person_id").loc["P06", "prepare"] == "PIXELS_DEAD"
+    assert status.set_index("person_id")["partition"].to_dict() == {
+        **open_cohort(prepared).partition,
+        "P06": "n/a",
+    }

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from rarescan.cohort.contracts import brain_grid
 from rarescan.cohort.template import load_template
 from rarescan.imaging.qc import (
     Measures,
@@ -17,7 +15,6 @@ from rarescan.imaging.qc import (
     outliers,
     refusal,
     worst_first,
-    write_overview,
 )
 from rarescan.imaging.register import to_image
 
@@ -156,12 +153,3 @@ def test_missing_figures_do_not_stand_out() -> None:
 
 def test_measures_survive_the_way_through_json() -> None:
     assert from_row(as_row(GOOD)) == GOOD
-
-
-def test_the_overview_shows_at_most_40_scans(tmp_path: object) -> None:
-    grid = brain_grid(8.0)
-    volumes = np.repeat(load_template(8.0).t1[None], 45, axis=0)
-    path = tmp_path / "overview.png"  # type: ignore[operator]
-    write_overview(path, volumes, range(45), ["scan"] * 45, grid)
-    with Image.open(path) as picture:
-        assert picture.size == (4 * 3 * 128, 10 * 128)

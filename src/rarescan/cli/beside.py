@@ -1,13 +1,24 @@
 """The verbs beside the way: settings, keys, lineage, schedules."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rarescan.cli.main import app
-from rarescan.cli.options import Json, Set, settings_of
+from rarescan.cli.options import (
+    CohortIn,
+    Config,
+    Export,
+    Json,
+    Out,
+    Overwrite,
+    Set,
+    Workers,
+    settings_of,
+)
 from rarescan.configs.schema import dump_config, load_config
 from rarescan.errors import SettingError
 
@@ -50,6 +61,71 @@ def new(
     )
 
 
+@key_app.command()
+def rotate(
+    old: Annotated[Path, typer.Argument(help="File of the key so far.")],
+    new: Annotated[Path, typer.Argument(help="File of the new key; made unless it is there.")],
+    export: Export,
+    table: Annotated[Path, typer.Argument(help="Gets old and new pseudonyms (mode 0600).")],
+    workers: Workers = None,
+) -> None:
+    """Make a new key and the table from old to new pseudonyms; then ingest again with it."""
+    from rarescan.imaging.persons import rotate_key
+
+    written = rotate_key(old, new, export, table, workers=workers)
+    typer.echo(
+        f"{written}\nIngest the export again with {new}; then remove the old cohort. The table "
+        "connects both: keep it with the keys, and send it to nobody."
+    )
+
+
+@app.command()
+def review(
+    cohort: CohortIn,
+    forms: Annotated[
+        Path | None, typer.Option(help="Folder for forms to fill in (scans.csv, persons.csv).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which scans and persons a human must confirm, and write the forms for it."""
+    from rarescan.imaging.review import waiting, write_forms
+
+    lists = waiting(cohort)
+    written = write_forms(cohort, forms) if forms else []
+    if as_json:
+        typer.echo(json.dumps(lists, indent=1))
+        return
+    for rows in lists.values():
+        for row in rows:
+            typer.echo("  ".join(value for value in row.values() if value))
+    counts = [len(rows) for rows in lists.values()]
+    typer.echo(f"{counts[0]} scans and {counts[1]} pairs of persons wait for an answer.")
+    for path in written:
+        typer.echo(f"{path}: answer yes or no, and name it as ingest.confirmed_{path.stem}.")
+
+
+@app.command()
+def erase(
+    person: Annotated[str, typer.Argument(help="Pseudonym, as in participants.tsv (RS...).")],
+    runs: Annotated[Path, typer.Option(help="Folder of runs, of one run, or of results.")] = Path(
+        "runs"
+    ),
+    set_: Set = None,
+) -> None:
+    """Remove a person from cohorts and caches; mark what learned from them."""
+    from rarescan.flows.erase import erase_person
+
+    done = erase_person(person, runs, settings_of(None, set_).registry)
+    for what, items in vars(done).items():
+        for item in items:
+            typer.echo(f"{what}  {item}")
+    typer.echo(
+        f"Removed from {len(done.cleaned)} cohorts; {len(done.marked)} results and "
+        f"{len(done.versions)} registered models are marked. The export itself is not touched: "
+        "remove the person there too."
+    )
+
+
 @app.command()
 def trace(
     path: Annotated[Path, typer.Argument(help="Any file or folder that rarescan wrote.")],
@@ -63,7 +139,72 @@ def trace(
         typer.echo(json.dumps(chain, indent=1))
         return
     for link in chain:
-        typer.echo(f"{'  ' * link['depth']}{link['step']}  {link['id']}  {link['folder']}")
+        indent = "  " * link["depth"]
+        typer.echo(f"{indent}{link['step']}  {link['id']}  {link['folder']}")
+        for stack, scan in link["detail"].get("series", {}).items():
+            typer.echo(f"{indent}  {stack}  {scan}")
+
+
+@app.command()
+def dicom(
+    synthetic: Annotated[Path, typer.Argument(help="A batch written by `rarescan generate`.")],
+    folder: Out,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a batch of synthetic persons as DICOM series, marked as synthetic in every file."""
+    from rarescan.imaging.dicom_out import write_dicom
+
+    typer.echo(write_dicom(synthetic, folder, workers=workers, overwrite=overwrite))
+
+
+@app.command()
+def pull(
+    folder: Out,
+    address: Annotated[
+        str | None, typer.Option(help="https://host/dicom-web or dicom://AE@host:port.")
+    ] = None,
+    persons: Annotated[str | None, typer.Option(help="CSV of persons (pull.persons).")] = None,
+    from_date: Annotated[str | None, typer.Option(help="YYYY-MM-DD (pull.from_date).")] = None,
+    to_date: Annotated[str | None, typer.Option(help="YYYY-MM-DD (pull.to_date).")] = None,
+    config: Config = "",
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch series from a PACS into FOLDER/export, which `ingest` reads; repeating it continues."""
+    from rarescan.pacs.pull import pull_series
+
+    options = {
+        "pull.address": address,
+        "pull.persons": persons,
+        "pull.from_date": from_date,
+        "pull.to_date": to_date,
+    }
+    done = pull_series(folder, settings_of(config, set_, options).pull, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps(asdict(done), default=str))
+        return
+    typer.echo(f"{done.export}\n{done.n_series} series with {done.n_files} files are complete.")
+    if done.n_incomplete:
+        typer.echo(
+            f"{done.n_incomplete} series came incomplete and lie in {folder / 'incomplete'}, which "
+            "nobody reads; repeat the command to ask for them again."
+        )
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Written by `rarescan dicom`.")],
+    to: Annotated[str | None, typer.Option(help="Which of `push.targets` (push.to).")] = None,
+    config: Config = "",
+    set_: Set = None,
+) -> None:
+    """Send synthetic series to a research archive that the settings name, and to no other."""
+    from rarescan.pacs.push import push_batch
+
+    settings = settings_of(config, set_, {"push.to": to}).push
+    typer.echo(f"{push_batch(folder, settings)} series sent to {settings.to}.")
 
 
 @app.command()

@@ -4,5 +4,7 @@
 - `adopt.adopt_table`, `adopt.adopt_bids`: NIfTI with a table, or a BIDS dataset -> the same
 - `prepare.prepare_cohort`: native scans -> one template grid, stripped, scaled once
 - `bids.write_derivative`: synthetic scans -> a BIDS derivative
+- `dicom_out.write_dicom`: a synthetic batch -> DICOM series
+- `review.write_forms`: what a human must confirm
 - `identity.new_key`: the key that pseudonyms depend on
 """

@@ -8,8 +8,8 @@ be used becomes an event; nothing is skipped silently.
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,21 @@ import numpy as np
 
 from rarescan._version import VERSION
 from rarescan.cohort.contracts import Condition, Scan
+from rarescan.cohort.partition import smallest_group
 from rarescan.cohort.store import write_cohort, write_events
 from rarescan.errors import InputError, RarescanError, SettingError, nearest
 from rarescan.files import Recipe, content_id, read_json, run_step, sha256_file, write_json
 from rarescan.imaging import identity
 from rarescan.imaging.bids import scan_stem, write_image, write_raw
-from rarescan.imaging.faults import count_codes
 from rarescan.imaging.labels import number_or_none, read_table, sex_or_none
 from rarescan.imaging.parse import limit_this_process
+from rarescan.imaging.persons import (
+    fingerprint,
+    read_erased,
+    with_erased,
+    write_erased,
+)
+from rarescan.imaging.reasons import count_codes
 from rarescan.imaging.spec import AdoptConfig
 from rarescan.processes import run_parallel
 
@@ -87,7 +94,9 @@ def adopt_bids(
     """Return `folder`, filled with the T1 scans of a BIDS dataset.
 
     One scan a session: the first `*_T1w.nii[.gz]` by name. `participants.tsv` needs a column
-    `diagnosis` or `group`, or one that `config.columns` names.
+    `diagnosis` or `group`, or one that `config.columns` names. What `sub-*/sub-*_sessions.tsv`
+    says of a session wins (as Clinica converts ADNI, NIFD and GENFI). A session whose diagnosis
+    is not that of the person's first one is set apart: a person has one diagnosis.
 
     Parameters and errors are those of `adopt_table`.
     """
@@ -96,20 +105,41 @@ def adopt_bids(
     for path in sorted(source.glob("sub-*/**/anat/*_T1w.nii*")):
         parts = dict(p.partition("-")[::2] for p in path.name.split("_")[:-1])
         images.setdefault((parts["sub"], parts.get("ses", "01")), path)
+    visits = _visits(source, {subject for subject, _ in images})
+    present = {*next(iter(people.values()), {}), *next(iter(visits.values()), {})}
     columns = dict(config.columns)
-    if people and "diagnosis" not in columns and "diagnosis" not in next(iter(people.values())):
-        columns["diagnosis"] = "group"
-    if people and "age_years" not in columns and "age_years" not in next(iter(people.values())):
-        columns["age_years"] = "age"
+    for ours, theirs in (("diagnosis", "group"), ("age_years", "age")):
+        if (
+            ours not in columns
+            and ours not in present
+            and (theirs in present or ours == "diagnosis")
+        ):
+            columns[ours] = theirs
     rows = []
     for (subject, session), path in images.items():
-        person = people.get(f"sub-{subject}", dict.fromkeys(next(iter(people.values()), {}), ""))
         place = {"file": str(path.relative_to(source)), "person": subject, "session": session}
-        rows.append(person | place)
-    named = AdoptConfig(**{**asdict(config), "columns": columns})
+        visit = visits.get((subject, session), {})
+        said = {name: value for name, value in visit.items() if value}
+        rows.append(dict.fromkeys(present, "") | people.get(f"sub-{subject}", {}) | said | place)
+    named = replace(config, columns=columns)
     return _adopt(
         source, folder, named, _selected(rows, named), workers=workers, overwrite=overwrite
     )
+
+
+def _visits(source: Path, subjects: Iterable[str]) -> dict[tuple[str, str], Row]:
+    """Return (subject, session) -> its row of the subject's table of sessions, where there is one.
+
+    All rows have the columns of all tables.
+    """
+    visits = {
+        (subject, row.get("session_id", "").removeprefix("ses-")): row
+        for subject in sorted(subjects)
+        if (path := source / f"sub-{subject}" / f"sub-{subject}_sessions.tsv").exists()
+        for row in read_table(path)
+    }
+    columns = {name for row in visits.values() for name in row} - {"session_id", "file", "person"}
+    return {place: {c: row.get(c, "") for c in columns} for place, row in visits.items()}
 
 
 def _selected(table: Sequence[Row], config: AdoptConfig) -> list[Row]:
@@ -138,6 +168,8 @@ class _Item:
     work: Path
     source: Path
     scan: Scan
+    first_diagnosis: str
+    """Of the person's first session."""
 
 
 def _adopt(
@@ -154,6 +186,7 @@ def _adopt(
     sizes = [
         (row, p.stat().st_size if p.is_file() else -1) for row, p in zip(rows, paths, strict=True)
     ]
+    erased = read_erased(folder)
     recipe = Recipe(
         step="ingest",
         schema=SCHEMA,
@@ -163,11 +196,19 @@ def _adopt(
             "key": identity.fingerprint(key) if key else "none",
         },
     )
+    recipe = with_erased(recipe, erased)
 
     def build(work: Path) -> None:
         work.chmod(0o700)
         try:
-            _fill(work, paths, _scans(rows, config, key), config, workers)
+            scans = _scans(rows, config, key)
+            found = [
+                pair
+                for pair in zip(paths, scans, strict=True)
+                if fingerprint(pair[1].person_id) not in erased
+            ]
+            _fill(work, [p for p, _ in found], [s for _, s in found], config, workers)
+            write_erased(work, erased)
         except RarescanError:
             shutil.rmtree(work)
             raise
@@ -220,7 +261,11 @@ def _fill(
             f"{len(twice)} scans stand in the table more than once, first {min(twice)}.",
             remedy="Keep one row a person and session, or add a column `session`.",
         )
-    items = [_Item(work=work, source=p, scan=s) for p, s in zip(paths, scans, strict=True)]
+    first = _first_diagnoses(scans)
+    items = [
+        _Item(work=work, source=p, scan=s, first_diagnosis=first[s.person_id])
+        for p, s in zip(paths, scans, strict=True)
+    ]
     done = run_parallel(
         _take_over,
         items,
@@ -229,7 +274,7 @@ def _fill(
         on_death=lambda _: {"code": "UNREADABLE", "sha256": ""},
     )
     kept = [
-        Scan(**{**_fields(scan), "sha256": result["sha256"]})
+        replace(scan, sha256=result["sha256"])
         for scan, result in zip(scans, done, strict=True)
         if not result["code"]
     ]
@@ -256,6 +301,7 @@ def _fill(
         "files": {"found": len(scans), "used": len(kept), "dropped": 0, "quarantined": len(events)},
         **count_codes(str(e["code"]) for e in events),
         "persons": len({scan.person_id for scan in kept}),
+        "smallest_group": smallest_group(kept),
         "scans": len(kept),
         "faces": "stripped" not in config.already,
         "versions": {"rarescan": VERSION, "nibabel": nib.__version__, "numpy": np.__version__},
@@ -263,8 +309,12 @@ def _fill(
     write_cohort(work, scans=kept, grid=None, partition={}, about=about)
 
 
-def _fields(scan: Scan) -> dict[str, Any]:
-    return {name: getattr(scan, name) for name in scan.__dataclass_fields__}
+def _first_diagnoses(scans: Iterable[Scan]) -> dict[str, str]:
+    """Return person -> the diagnosis of the first session that has one (by its label)."""
+    first: dict[str, str] = {}
+    for scan in sorted(scans, key=lambda s: s.session):
+        first[scan.person_id] = first.get(scan.person_id) or scan.condition.diagnosis
+    return first
 
 
 def _take_over(item: _Item) -> Mapping[str, str]:
@@ -274,6 +324,8 @@ def _take_over(item: _Item) -> Mapping[str, str]:
     beside = image.with_name(image.name.replace(".nii.gz", ".json"))
     if not item.scan.condition.diagnosis:
         return {"code": "UNLABELLED", "sha256": ""}
+    if item.scan.condition.diagnosis != item.first_diagnosis:
+        return {"code": "DIAGNOSIS_CHANGES", "sha256": ""}
     if beside.exists():
         return {"code": "", "sha256": str(read_json(beside)["VoxelSHA256"])}
     try:

@@ -21,6 +21,7 @@ from rarescan._version import VERSION
 from rarescan.cohort.contracts import Grid, Scan
 from rarescan.cohort.store import VOLUMES, tables
 from rarescan.files import read_json, write_atomic, write_json
+from rarescan.imaging.check import require_sound
 from rarescan.processes import run_parallel
 
 Voxels = npt.NDArray[np.generic]
@@ -110,6 +111,11 @@ def write_raw(
         scan_id -> shifted day (YYYY-MM-DD), where it is known.
     name, licence : str
         For `dataset_description.json`.
+
+    Raises
+    ------
+    InputError
+        The data set would not be sound (see `check`).
     """
     by_person: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
@@ -136,6 +142,7 @@ def write_raw(
         "was set apart and why.\n"
     )
     _write_description(root, {"Name": name, "DatasetType": "raw"}, text, licence)
+    require_sound(root)
 
 
 def _write_participants(root: Path, scans: Sequence[Scan]) -> None:
@@ -221,6 +228,11 @@ def write_derivative(  # noqa: PLR0913 - one keyword for each part of a data set
     -------
     list of Scan
         The scans with `path` (relative to `root`) and `sha256` (of the stored int16 voxels).
+
+    Raises
+    ------
+    InputError
+        The data set would not be sound (see `check`).
     """
     source = volumes or tables(root) / VOLUMES
     items = [
@@ -245,6 +257,7 @@ def write_derivative(  # noqa: PLR0913 - one keyword for each part of a data set
     }
     licences = sorted({scan.licence for scan in scans} - {""})
     _write_description(root, about, text, ", ".join(licences))
+    require_sound(root)
     return written
 
 

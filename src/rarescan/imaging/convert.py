@@ -1,11 +1,13 @@
 """From the files of a stack to voxels with an affine, and the checks that need the pixels.
 
 `read_stack` is the way in, in a child process with limits. Native pixels are cut from the file
-directly, encoded ones are decoded by pydicom. Slices are placed by their own positions, so that
-no general converter has to be believed.
+directly. Encoded ones are decoded by pydicom with its plugins, and the kinds of JPEG that only
+copyleft plugins know by GDCM, which comes with SimpleITK and is shown nothing but the pixels.
+Slices are placed by their own positions, so that no general converter has to be believed.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.decoders.base import get_decoder
 
 from rarescan.imaging.header import Header
-from rarescan.imaging.parse import BIG_ENDIAN, NATIVE
+from rarescan.imaging.parse import BIG_ENDIAN, NATIVE, silent_pydicom
 from rarescan.imaging.stacks import Stack
 
 Stored = npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -24,6 +29,11 @@ _LOWEST_SNR = 3.0
 _CORNER = 8
 _FEWEST_TEXT_PIXELS = 20
 _LARGEST_INT16 = 32767
+_LARGEST_DECODED = 1 << 30
+_BY_GDCM = {f"1.2.840.10008.1.2.4.{last}" for last in ("51", "57", "70")}
+"""JPEG with 12 bits, and without loss."""
+_NO_FRAMES: npt.NDArray[np.generic] = np.empty((0, 0, 0))
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 class PixelFaultError(Exception):
@@ -56,7 +66,7 @@ def read_stack(stack: Stack, paths: Sequence[Path]) -> Volume:
     PixelFaultError
         With the reason code: `TRUNC_PIXELS`, `NO_DECODER`, `PIXELS_DEAD`, `BURNED_IN_PIXELS`.
     """
-    planes = [read_plane(f.header, path) for f, path in zip(stack.files, paths, strict=True)]
+    planes = list(_planes(stack, paths))
     columns, rows, n_slices = stack.shape
     if any(plane.shape != (rows, columns) for plane in planes):
         raise PixelFaultError("TRUNC_PIXELS")
@@ -77,28 +87,95 @@ def read_stack(stack: Stack, paths: Sequence[Path]) -> Volume:
     return Volume(voxels=stored, slope=scales[0][0], intercept=scales[0][1], fixes=fixes)
 
 
+def _planes(stack: Stack, paths: Sequence[Path]) -> Iterator[npt.NDArray[np.generic]]:
+    """Yield the slices in order; the encoded frames of one file are decoded once."""
+    last, frames = -1, _NO_FRAMES
+    for f, path in zip(stack.files, paths, strict=True):
+        if _is_native(f.header):
+            yield _native(f.header, path)
+            continue
+        if f.number != last:
+            last, frames = f.number, _decode(f.header, path)
+        if f.header.frame >= len(frames):
+            raise PixelFaultError("TRUNC_PIXELS")
+        yield frames[f.header.frame]
+
+
 def read_plane(header: Header, path: Path) -> npt.NDArray[np.generic]:
     """Return one decoded slice, shape (rows, columns), before any scaling."""
-    data = path.read_bytes()
-    if header.syntax in NATIVE and header.pixel_offset >= 0:
-        return _native(header, data)
+    if _is_native(header):
+        return _native(header, path)
+    return np.asarray(_decode(header, path)[header.frame])
+
+
+def _is_native(h: Header) -> bool:
+    return h.syntax in NATIVE and h.pixel_offset >= 0
+
+
+def _decode(h: Header, path: Path) -> npt.NDArray[np.generic]:
+    """Return all frames of a file with encoded pixels, shape (frames, rows, columns)."""
+    if h.syntax not in _BY_GDCM and not _has_decoder(h.syntax):
+        raise PixelFaultError("NO_DECODER")
+    data = BytesIO(path.read_bytes())
     try:
-        dataset = pydicom.dcmread(BytesIO(data), force=True)
-        decoded = dataset.pixel_array
-    except (NotImplementedError, RuntimeError) as problem:
-        missing = "plugin" in str(problem) or "decompress" in str(problem)
-        raise PixelFaultError("NO_DECODER" if missing else "TRUNC_PIXELS") from None
+        with silent_pydicom():
+            return _frames(h, pydicom.dcmread(data, force=True))
     except Exception:  # decoders fail on hostile bytes with any exception
         raise PixelFaultError("TRUNC_PIXELS") from None
-    return np.asarray(decoded)
 
 
-def _native(h: Header, data: bytes) -> npt.NDArray[np.generic]:
+def _frames(h: Header, dataset: Dataset) -> npt.NDArray[np.generic]:
+    n_frames = int(dataset.get("NumberOfFrames") or 1)
+    n_bytes = dataset.Rows * dataset.Columns * n_frames * dataset.BitsAllocated // 8
+    if n_bytes > _LARGEST_DECODED:
+        raise PixelFaultError("TRUNC_PIXELS")
+    if h.syntax in _BY_GDCM:
+        encoded = generate_frames(dataset.PixelData, number_of_frames=n_frames)
+        return np.stack([_decode_jpeg(h, frame) for frame in encoded])
+    decoded = dataset.pixel_array
+    return np.asarray(decoded if decoded.ndim == 3 else decoded[None])
+
+
+def _has_decoder(syntax: str) -> bool:
+    try:
+        return bool(get_decoder(pydicom.uid.UID(syntax)).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _decode_jpeg(h: Header, frame: bytes) -> npt.NDArray[np.generic]:
+    """Decode one frame by GDCM, out of a file that never lies on a disk."""
+    import SimpleITK as sitk
+
+    plain = Dataset()
+    plain.SOPClassUID, plain.SOPInstanceUID = _SECONDARY_CAPTURE, "2.25.1"
+    plain.SamplesPerPixel, plain.PhotometricInterpretation = 1, "MONOCHROME2"
+    plain.Rows, plain.Columns = h.rows, h.columns
+    plain.BitsAllocated, plain.BitsStored = h.bits_allocated, h.bits_stored
+    plain.HighBit, plain.PixelRepresentation = (h.bits_stored or 16) - 1, h.signed
+    plain.PixelData = encapsulate([frame])
+    plain["PixelData"].VR = "OB"
+    plain.file_meta = FileMetaDataset()
+    plain.file_meta.TransferSyntaxUID = pydicom.uid.UID(h.syntax)
+    handle = os.memfd_create("frame")
+    with os.fdopen(handle, "wb") as stream:
+        pydicom.dcmwrite(stream, plain, enforce_file_format=True)
+        stream.flush()
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(f"/proc/self/fd/{handle}")
+        decoded: npt.NDArray[np.generic] = sitk.GetArrayFromImage(reader.Execute())
+    return decoded.reshape(decoded.shape[-2:])
+
+
+def _native(h: Header, path: Path) -> npt.NDArray[np.generic]:
     """Cut the pixels out of the file; bits above BitsStored are cleared, the sign is extended."""
     rows, columns = h.rows or 0, h.columns or 0
     allocated, stored = h.bits_allocated or 16, h.bits_stored or 16
     n_bytes = rows * columns * allocated // 8
-    block = data[h.pixel_offset : h.pixel_offset + n_bytes]
+    with path.open("rb") as stream:
+        stream.seek(h.pixel_offset)
+        block = stream.read(n_bytes)
     if len(block) < n_bytes:
         raise PixelFaultError("TRUNC_PIXELS")
     order = ">" if h.syntax == BIG_ENDIAN else "<"

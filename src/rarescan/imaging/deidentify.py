@@ -9,7 +9,7 @@ element, dates (they are shifted elsewhere) and UIDs.
 from typing import Any
 
 from rarescan.imaging.header import Header
-from rarescan.imaging.select import gadolinium
+from rarescan.imaging.select import Gadolinium, gadolinium
 
 _MANUFACTURERS = {
     "siemens": "Siemens",
@@ -50,13 +50,15 @@ def maker(header: Header) -> str:
     return next((word for start, word in _MANUFACTURERS.items() if name.startswith(start)), "Other")
 
 
-def sidecar(header: Header) -> dict[str, Any]:
+def sidecar(header: Header, given: Gadolinium | None = None) -> dict[str, Any]:
     """Return the JSON beside a scan in BIDS terms: times in seconds, 6 significant digits.
 
     Parameters
     ----------
     header : Header
         The header of the stack's first slice.
+    given : {"yes", "no", "unknown"}, optional
+        Whether contrast agent was given, where the whole session was asked; else the header is.
 
     Returns
     -------
@@ -78,8 +80,9 @@ def sidecar(header: Header) -> dict[str, Any]:
         "FlipAngle": _digits(header.flip_angle_deg),
         "SliceThickness": _digits(header.slice_thickness_mm),
         "PixelBandwidth": _digits(header.bandwidth_hz),
-        "LossyImageCompression": "01" if header.lossy == "01" else None,
-        "Gadolinium": gadolinium(header),
+        "AcquisitionVoxelSize": [_digits(edge) for edge in header.acquired_mm or ()],
+        "LossyImageCompression": "01" if header.is_lossy else None,
+        "Gadolinium": given or gadolinium(header),
     }
     # A vendor that does not tell a time writes 0, which BIDS refuses.
     return {name: v for name, v in values.items() if v not in (None, [], 0)}

@@ -8,7 +8,7 @@ import json
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cache
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 Parser = Callable[[bytes], Any]
 
 EXPLICIT = "1.2.840.10008.1.2.1"
+LOSSY = frozenset(f"1.2.840.10008.1.2.4.{last}" for last in ("50", "51", "81", "91"))
+MR_IMAGE, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
 
 
 def text(value: bytes) -> str | None:
@@ -41,6 +43,13 @@ def words(value: bytes) -> tuple[str, ...]:
     return tuple(p.strip() for p in parts if p.strip())
 
 
+def _decimal(written: str) -> float:
+    # Python also reads 1_000, which no scanner writes.
+    if "_" in written:
+        raise ValueError("decimal")
+    return float(written)
+
+
 def number(low: float, high: float) -> Parser:
     """Return the parser of one decimal number in a range."""
 
@@ -48,7 +57,7 @@ def number(low: float, high: float) -> Parser:
         found = text(value)
         if found is None:
             return None
-        result = float(found.split("\\")[0])
+        result = _decimal(found.split("\\")[0])
         if not low <= result <= high:
             raise ValueError("range")
         return result
@@ -62,7 +71,7 @@ def numbers(count: int) -> Parser:
     def parse(value: bytes) -> tuple[float, ...] | None:
         if text(value) is None:
             return None
-        found = tuple(float(part) for part in value.decode("latin-1").strip(" \0").split("\\"))
+        found = tuple(_decimal(part) for part in value.decode("latin-1").strip(" \0").split("\\"))
         if len(found) != count or not all(abs(v) < 1e5 for v in found):
             raise ValueError("count")
         return found
@@ -73,12 +82,28 @@ def numbers(count: int) -> Parser:
 def integer(value: bytes) -> int | None:
     """Return one integer that is written as text."""
     found = text(value)
-    return None if found is None else int(float(found.split("\\")[0]))
+    result = None if found is None else int(_decimal(found.split("\\")[0]))
+    if result is not None and abs(result) >= 1 << 31:
+        raise ValueError("range")
+    return result
 
 
 def binary(value: bytes) -> int | None:
     """Return one little-endian unsigned integer (US, UL)."""
+    if len(value) > 4:
+        raise ValueError("length")
     return int.from_bytes(value, "little") if value else None
+
+
+def count(value: bytes) -> int | None:
+    """Return a private number of slices; None where it cannot be one."""
+    found = binary(value)
+    return found if found and found < 1 << 15 else None
+
+
+def shorts(value: bytes) -> tuple[int, ...]:
+    """Return four little-endian unsigned integers (US), or none."""
+    return struct.unpack("<4H", value) if value else ()
 
 
 def real(value: bytes) -> float | None:
@@ -127,7 +152,9 @@ class Header:
     """What ingest knows of one DICOM file; None where a value is absent or invalid."""
 
     # Identity: feeds pseudonyms, selection and checks, never written.
+    charset: str | None = _tag(0x00080005, text)
     patient_id: str | None = _tag(0x00100020, text)
+    other_ids: tuple[str, ...] = _tag(0x00101000, words, ())
     issuer: str | None = _tag(0x00100021, text)
     patient_name: str | None = _tag(0x00100010, text)
     birth_date: str | None = _tag(0x00100030, day(1880))
@@ -178,12 +205,18 @@ class Header:
     instance_number: int | None = _tag(0x00200013, integer)
     temporal_position: int | None = _tag(0x00200100, integer)
     images_in_acquisition: int | None = _tag(0x00201002, integer)
+    # Private, so they mean this only in files of these makers.
+    ge_slices: int | None = _tag(0x0021104F, count)
+    philips_slices: int | None = _tag(0x20011018, count)
+    siemens_tiles: int | None = _tag(0x0019100A, count)
     # Geometry.
     position_mm: tuple[float, float, float] | None = _tag(0x00200032, numbers(3))
     orientation: tuple[float, ...] | None = _tag(0x00200037, numbers(6))
     pixel_spacing_mm: tuple[float, float] | None = _tag(0x00280030, numbers(2))
     slice_spacing_mm: float | None = _tag(0x00180088, number(0.01, 100))
     slice_thickness_mm: float | None = _tag(0x00180050, number(0.01, 100))
+    patient_orientation: tuple[str, ...] = _tag(0x00200020, words, ())
+    acquisition_matrix: tuple[int, ...] = _tag(0x00181310, shorts, ())
     # Pixels.
     rows: int | None = _tag(0x00280010, binary)
     columns: int | None = _tag(0x00280011, binary)
@@ -208,6 +241,51 @@ class Header:
     """Reason codes of what is wrong with the file itself."""
     bad: tuple[str, ...] = ()
     """Names of fields whose value was invalid."""
+    per_frame: tuple[dict[str, Any], ...] = ()
+    """For each frame of an Enhanced MR image, the fields that differ between frames."""
+    frame: int = 0
+    """Which frame of its file this is."""
+
+    @property
+    def study_day(self) -> str | None:
+        """The calendar day of the scan, YYYY-MM-DD."""
+        return self.study_date or self.acquisition_date
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the pixels were ever compressed with loss."""
+        return self.lossy == "01" or self.syntax in LOSSY
+
+    @property
+    def acquired_mm(self) -> tuple[float, float, float] | None:
+        """Edges of what was measured along row, column and normal, mm; None where unknown."""
+        if not (self.acquisition_matrix and self.pixel_spacing_mm):
+            return None
+        # Frequency rows, frequency columns, phase rows, phase columns; two of them are 0.
+        a, b, c, d = self.acquisition_matrix
+        rows, columns = max(a, c), max(b, d)
+        if not (rows and columns and self.rows and self.columns and self.slice_thickness_mm):
+            return None
+        between_rows, between_columns = self.pixel_spacing_mm
+        edges = between_columns * self.columns / columns, between_rows * self.rows / rows
+        return *edges, self.slice_thickness_mm
+
+    def spread(self) -> list["Header"]:
+        """Return one header a frame; the header itself where the file holds one image."""
+        if not self.per_frame:
+            return [self]
+        n_bytes = (self.rows or 0) * (self.columns or 0) * (self.bits_allocated or 16) // 8
+        frames = []
+        for k, own in enumerate(self.per_frame):
+            changed: dict[str, Any] = {
+                n: tuple(v) if isinstance(v, list) else v for n, v in own.items()
+            }
+            changed |= {"frame": k, "frames": 1, "per_frame": ()}
+            changed["pixel_sha256"] = f"{self.pixel_sha256}/{k}"
+            if self.pixel_offset >= 0:
+                changed["pixel_offset"] = self.pixel_offset + k * n_bytes
+            frames.append(replace(self, **changed))
+        return frames
 
     def to_json(self) -> str:
         """Return the header as text, for the index."""

@@ -9,8 +9,10 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import unicodedata
+from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -96,6 +98,25 @@ def fingerprint(key: bytes) -> str:
 def normalise(text: str | None) -> str:
     """Return a text as it is compared: NFKC, case folded, trimmed; leading zeros stay."""
     return unicodedata.normalize("NFKC", text or "").strip().casefold()
+
+
+def name_words(name: str | None) -> frozenset[str]:
+    """Return the words of a person's name as they are compared: letters only, any order.
+
+    Accents, case, titles and initials do not count; of several writings the first does. A name
+    that stands for none (`anonymous`) has no words.
+    """
+    written = (name or "").partition("=")[0]
+    with suppress(UnicodeError):
+        # Many scanners write UTF-8 and do not say so.
+        written = written.encode("latin-1").decode("utf-8")
+    plain = "".join(c for c in unicodedata.normalize("NFKD", written.casefold()) if c.isascii())
+    words = frozenset(word for word in re.split("[^a-z]+", plain) if len(word) > 1) - _TITLES
+    return frozenset() if words & _NO_NAME else words
+
+
+_TITLES = {"dr", "prof", "mr", "mrs", "ms", "med"}
+_NO_NAME = {"anon", "anonym", "anonymous", "anonymized", "unknown", "noname", "nobody", "patient"}
 
 
 def token(key: bytes, label: str, text: str, length: int = 13) -> str:

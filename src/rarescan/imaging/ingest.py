@@ -6,10 +6,11 @@ dropped, quarantined, and the counts stand in the cohort's `about`. What holds i
 one private folder inside the step's working folder, and is removed before the step ends.
 """
 
+import logging
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,37 @@ import pydicom
 
 from rarescan._version import VERSION
 from rarescan.cohort.contracts import Condition, Scan
+from rarescan.cohort.partition import PERHAPS, smallest_group
 from rarescan.cohort.store import write_cohort, write_events
 from rarescan.errors import InputError, RarescanError
-from rarescan.files import Recipe, read_json, run_step, sha256_file, write_json
-from rarescan.imaging import faults, identity
-from rarescan.imaging.bids import scan_stem, write_image, write_raw
-from rarescan.imaging.convert import PixelFaultError, read_stack
-from rarescan.imaging.deidentify import sidecar
+from rarescan.files import Recipe, run_step, sha256_file
+from rarescan.imaging import identity
+from rarescan.imaging.bids import write_raw
 from rarescan.imaging.index import Index, build_index
 from rarescan.imaging.labels import read_labels
-from rarescan.imaging.parse import limit_this_process
-from rarescan.imaging.persons import persons
-from rarescan.imaging.plan import Candidate, Event, Plan, Session, event
+from rarescan.imaging.leaks import require_no_leak
+from rarescan.imaging.persons import (
+    Pair,
+    fingerprint,
+    persons,
+    read_erased,
+    register_persons,
+    unions,
+    with_erased,
+    write_erased,
+)
+from rarescan.imaging.plan import CONFIRMABLE, Event, Plan, Session, event
+from rarescan.imaging.reasons import ACTIONS, WORDS, count_codes
+from rarescan.imaging.review import PERSONS, SCANS, read_answers, write_lists
+from rarescan.imaging.sessions import convert, crashed, settle_equal_pixels
 from rarescan.imaging.spec import IngestConfig
-from rarescan.imaging.stacks import Stack
 from rarescan.imaging.unpack import open_source, require_source, source_id
 from rarescan.processes import run_parallel
 
-SCHEMA = 1
-_CHILD_MEMORY_MIB = 2048
+SCHEMA = 2
+_FORMS = {"confirmed_scans": SCANS, "confirmed_persons": PERSONS}
+_TABLES = ("labels", "key_file", *_FORMS)
+_log = logging.getLogger("rarescan")
 
 
 def ingest_export(
@@ -73,17 +86,33 @@ def ingest_export(
     require_source(export)
     key = identity.read_key(config.key_file)
     labels = read_labels(Path(config.labels)) if config.labels else None
+    scans, same = (read_answers(getattr(config, name), form) for name, form in _FORMS.items())
+    plan = Plan(
+        key=key, config=config, labels=labels, confirmed={stack: y for (stack,), y in scans.items()}
+    )
+    given = _Given(
+        export=export,
+        plan=plan,
+        same={frozenset(pair): yes for pair, yes in same.items()},
+        erased=read_erased(folder),
+        workers=workers,
+    )
     inputs = {"export": source_id(export), "key": identity.fingerprint(key)}
-    if config.labels:
-        inputs["labels"] = sha256_file(Path(config.labels))[:16]
+    inputs |= {
+        name: sha256_file(Path(path))[:16]
+        for name in _TABLES
+        if (path := getattr(config, name)) and name != "key_file"
+    }
     # Paths may name patients or projects; what they lead to stands under `inputs`.
-    settings = {k: v for k, v in asdict(config).items() if k not in ("labels", "key_file")}
-    recipe = Recipe(step="ingest", schema=SCHEMA, config=settings, inputs=inputs)
+    settings = {k: v for k, v in asdict(config).items() if k not in _TABLES}
+    recipe = with_erased(
+        Recipe(step="ingest", schema=SCHEMA, config=settings, inputs=inputs), given.erased
+    )
 
     def build(work: Path) -> None:
         work.chmod(0o700)
         try:
-            _fill(work, export, Plan(key=key, config=config, labels=labels), workers)
+            _fill(work, given)
         except RarescanError:
             shutil.rmtree(work)
             raise
@@ -91,42 +120,78 @@ def ingest_export(
     return run_step(folder, recipe, build, overwrite=overwrite)
 
 
-def _fill(work: Path, export: Path, plan: Plan, workers: int | None) -> None:
-    private = work / ".private"
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """What an ingest is told."""
+
+    export: Path
+    plan: Plan
+    same: Mapping[Pair, bool]
+    """Pair of pseudonyms -> whether a human said that both are one person."""
+    erased: tuple[str, ...]
+    workers: int | None
+
+
+def _fill(work: Path, given: _Given) -> None:
+    private, plan, workers = work / ".private", given.plan, given.workers
     private.mkdir(exist_ok=True, mode=0o700)
-    index = build_index(open_source(export, private), private, workers=workers)
+    index = build_index(open_source(given.export, private), private, workers=workers)
     events = _file_events(index)
     if sum(row["n_files"] for row in events) == index.n_files():
         raise InputError(
             f"None of the {index.n_files()} files can be read as DICOM.",
             remedy="Name the folder that holds the DICOM files; unpack archives inside it first.",
         )
+    register = register_persons(index, plan.key, plan.labels, given.same)
+    register.forget(given.erased)
     sessions: list[Session] = []
-    for series in persons(index):
+    for series in persons(index, register):
+        if fingerprint(series[0].person) in given.erased:
+            n_files = sum(len(one.files) for one in series)
+            events.append(event("", "", "ERASED", "drop", n_files))
+            continue
         found, own = plan.person(series)
         sessions += found
         events += own
     items = [(work, index, session) for session in sessions]
     what = "convert scans"
-    results = run_parallel(_convert, items, what=what, workers=workers, on_death=_crashed)
+    results = run_parallel(convert, items, what=what, workers=workers, on_death=crashed)
     for result in results:
         events += result["events"]
-    used = _settle_equal_pixels(work, [r for r in results if r["scan"]], events)
+    used = settle_equal_pixels(work, [r for r in results if r["scan"]], events, register)
     if not used:
         raise _no_t1(events)
-    events += plan.labels_without_scan({found["session"]["label_row"] for found in used})
-    _write(work, used, plan.config, events, index.n_files())
+    rows = {found["session"]["label_row"] for found in used}
+    events += plan.labels_without_scan(rows, register)
+    _write(work, used, given, register.doubts, events, index.n_files())
+    conditions = [found["session"]["condition"] for found in used]
+    words = {str(c[name]) for c in conditions for name in ("diagnosis", "site")}
+    own_words = [plan.config.name, plan.config.licence, *words, *_versions().values()]
+    texts = {text for result in results if result["scan"] for text in result["scan"]["texts"]}
+    require_no_leak(work, index, plan.labels, texts=texts, own=own_words)
     shutil.rmtree(private)
+    _say(events, len(used), register.doubts)
+
+
+def _say(events: Iterable[Event], n_scans: int, doubts: Mapping[Pair, str]) -> None:
+    """Tell what waits for a human, in numbers."""
+    counts = Counter(e["code"] for e in events)
+    open_scans = sum(counts[code] for code in CONFIRMABLE)
+    _log.info(
+        "%d scans; %d to confirm, %d pairs of persons to confirm (rarescan review); %d rows of "
+        "the labels without a scan, %d scans without a label",
+        *(n_scans, open_scans, len(doubts), counts["LABEL_WITHOUT_SCAN"], counts["UNLABELLED"]),
+    )
 
 
 def _file_events(index: Index) -> list[Event]:
     counts = sorted(index.counts().items())
-    return [event("", "", code, faults.FILE_CODES[code][0], n) for code, n in counts]
+    return [event("", "", code, ACTIONS[code], n) for code, n in counts]
 
 
 def _no_t1(events: Iterable[Event]) -> InputError:
     codes = Counter(e["code"] for e in events if e["stack_id"] and e["action"] != "fix")
-    found = ", ".join(f"{n} x {code} ({faults.why(code)})" for code, n in codes.most_common(4))
+    found = ", ".join(f"{n} x {code} ({WORDS[code]})" for code, n in codes.most_common(4))
     return InputError(
         f"No T1 scan was accepted out of {sum(codes.values())} stacks: {found}.",
         remedy="Check that the export holds T1-weighted 3D scans of labelled adults; "
@@ -134,110 +199,11 @@ def _no_t1(events: Iterable[Event]) -> InputError:
     )
 
 
-_Item = tuple[Path, Index, Session]
-_Result = dict[str, Any]
-
-
-def _convert(item: _Item) -> _Result:
-    """Make the scan of one session from its best usable stack, in a child process."""
-    limit_this_process(_CHILD_MEMORY_MIB, writes=True)
-    work, index, session = item
-    record = work / ".private" / f"{session.person}_{session.session}.json"
-    if record.exists():
-        stored: _Result = read_json(record)
-        return stored
-    events: list[Event] = []
-    scan: dict[str, Any] | None = None
-    for candidate in session.candidates:
-        if scan is not None:
-            events.append(_candidate_event(session, candidate, "RUNNER_UP"))
-            continue
-        try:
-            scan, fixes = _convert_stack(work, index, session, candidate)
-        except PixelFaultError as fault:
-            events.append(_candidate_event(session, candidate, str(fault)))
-        else:
-            events += [_candidate_event(session, candidate, code) for code in fixes]
-    result = {"scan": scan, "events": events}
-    write_json(record, result)
-    return result
-
-
-def _candidate_event(session: Session, candidate: Candidate, code: str) -> Event:
-    action = faults.PIXEL_CODES[code][0]
-    return event(candidate.stack_id, session.person, code, action, candidate.n_files)
-
-
-def _crashed(item: _Item) -> _Result:
-    """Give the result of a session whose process died on the pixels."""
-    session = item[2]
-    events = [_candidate_event(session, c, "TRUNC_PIXELS") for c in session.candidates]
-    return {"scan": None, "events": events}
-
-
-def _convert_stack(
-    work: Path, index: Index, session: Session, candidate: Candidate
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    found = index.read(candidate.numbers)
-    stack = Stack(files=tuple(file for file, _ in found))
-    volume = read_stack(stack, [path for _, path in found])
-    stem = scan_stem(session.person, session.session)
-    digest = write_image(
-        work / f"{stem}.nii.gz",
-        volume.voxels,
-        stack.affine(),
-        slope=volume.slope,
-        intercept=volume.intercept,
-    )
-    about = sidecar(stack.first)
-    lineage = {"Stack": candidate.stack_id, "T1Score": candidate.score, "VoxelSHA256": digest}
-    write_json(work / f"{stem}.json", about | lineage)
-    gadolinium = [f"gadolinium_{about['Gadolinium']}"] if about["Gadolinium"] != "unknown" else []
-    scan = {
-        "scan_id": f"{session.person}_ses-{session.session}",
-        "path": f"{stem}.nii.gz",
-        "sha256": digest,
-        "flags": [*gadolinium, *(["lossy"] if "LossyImageCompression" in about else [])],
-        "day": session.day,
-        "n_files": candidate.n_files,
-        "stack_id": candidate.stack_id,
-        "session": asdict(session) | {"candidates": ()},
-    }
-    return scan, volume.fixes
-
-
-def _settle_equal_pixels(
-    work: Path, results: Sequence[_Result], events: list[Event]
-) -> list[dict[str, Any]]:
-    """Keep one of several scans of a person with equal voxels; none, where persons differ."""
-    by_voxels: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for result in results:
-        by_voxels[result["scan"]["sha256"]].append(result["scan"])
-    used = []
-    for equal in by_voxels.values():
-        two_persons = len({scan["session"]["person"] for scan in equal}) > 1
-        code = "SAME_PIXELS_TWO_PEOPLE" if two_persons else "DUP_STACK"
-        kept = [] if two_persons else equal[:1]
-        for scan in equal[len(kept) :]:
-            person, action = scan["session"]["person"], faults.PIXEL_CODES[code][0]
-            events.append(event(scan["stack_id"], person, code, action, scan["n_files"]))
-            _remove_scan(work, scan)
-        used += kept
-    return sorted(used, key=lambda scan: str(scan["scan_id"]))
-
-
-def _remove_scan(work: Path, scan: Mapping[str, Any]) -> None:
-    image = work / scan["path"]
-    for path in (image, image.with_name(image.name.replace(".nii.gz", ".json"))):
-        path.unlink(missing_ok=True)
-    for folder in list(image.relative_to(work).parents)[:3]:
-        if (work / folder).is_dir() and not any((work / folder).iterdir()):
-            (work / folder).rmdir()
-
-
-def _scans(used: Iterable[Mapping[str, Any]]) -> Iterator[Scan]:
+def _scans(used: Iterable[Mapping[str, Any]], doubts: Iterable[Pair]) -> Iterator[Scan]:
+    first_of = unions(doubts)
     for found in used:
         session = found["session"]
+        doubtful = [f"{PERHAPS}{first_of[p]}"] if (p := session["person"]) in first_of else []
         condition = Condition(**session["condition"])
         yield Scan(
             scan_id=found["scan_id"],
@@ -249,41 +215,52 @@ def _scans(used: Iterable[Mapping[str, Any]]) -> Iterator[Scan]:
             target=condition.diagnosis,
             site=session["site"],
             licence=session["licence"],
-            flags=tuple(found["flags"]),
+            flags=(*found["flags"], *doubtful),
         )
 
 
 def _write(
     work: Path,
     used: Sequence[Mapping[str, Any]],
-    config: IngestConfig,
+    given: _Given,
+    doubts: Mapping[Pair, str],
     events: Sequence[Event],
     n_files: int,
 ) -> None:
     """Write the tables."""
-    scans = list(_scans(used))
+    config = given.plan.config
+    scans = list(_scans(used, [pair for pair in doubts if len(pair) == 2]))
     acquired = {found["scan_id"]: found["day"] for found in used}
     write_raw(work, scans=scans, acquired=acquired, name=config.name, licence=config.licence)
-    write_events(work, sorted(events, key=_event_order))
+    events = sorted(events, key=_event_order)
+    write_events(work, events)
+    write_lists(work, events, doubts)
+    write_erased(work, given.erased)
     about = {
         "files": _file_counts(events, sum(found["n_files"] for found in used), n_files),
-        **faults.count_codes(e["code"] for e in events),
+        **count_codes(e["code"] for e in events),
         "persons": len({scan.person_id for scan in scans}),
+        "persons_to_confirm": len({person for pair in doubts for person in pair}),
+        "smallest_group": smallest_group(scans),
         "scans": len(scans),
         "labels_without_scan": sum(e["code"] == "LABEL_WITHOUT_SCAN" for e in events),
         "faces": True,
-        "versions": {
-            "rarescan": VERSION,
-            "pydicom": pydicom.__version__,
-            "nibabel": nib.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": _versions(),
     }
     write_cohort(work, scans=scans, grid=None, partition={}, about=about)
 
 
-def _event_order(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["person_id"], row["stack_id"], row["code"]
+def _versions() -> dict[str, str]:
+    return {
+        "rarescan": VERSION,
+        "pydicom": pydicom.__version__,
+        "nibabel": nib.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _event_order(row: Mapping[str, Any]) -> tuple[str, str, str, int]:
+    return row["person_id"], row["stack_id"], row["code"], row["detail"].get("row", 0)
 
 
 def _file_counts(events: Iterable[Event], n_used: int, n_found: int) -> dict[str, int]:

@@ -4,17 +4,20 @@
 `Session` carries no identity any more; it is what conversion works on.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rarescan.cohort.contracts import Condition
 from rarescan.imaging import faults, identity, select
 from rarescan.imaging.labels import Label, Labels
-from rarescan.imaging.persons import Series
+from rarescan.imaging.persons import Register, Series
+from rarescan.imaging.reasons import ACTIONS
 from rarescan.imaging.spec import IngestConfig
-from rarescan.imaging.stacks import Stack, find_stacks
+from rarescan.imaging.stacks import Stack, find_stacks, join_series
+
+CONFIRMABLE = ("REVIEW", "NO_PHYSICS")
+"""Codes of stacks that a human may confirm to be a T1; no other refusal can be confirmed away."""
 
 Event = dict[str, Any]
 """One row of `rarescan/events.parquet`."""
@@ -39,7 +42,9 @@ class Candidate:
     stack_id: str
     numbers: tuple[int, ...]
     n_files: int
-    score: int
+    terms: dict[str, int]
+    """What its points are made of (see `select.terms`)."""
+    gadolinium: select.Gadolinium
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +70,20 @@ class Plan:
     key: bytes
     config: IngestConfig
     labels: Labels | None
+    confirmed: Mapping[str, bool] = field(default_factory=dict)
+    """stack_id -> whether a human confirmed that it is a T1."""
 
     def person(self, series: Sequence[Series]) -> tuple[list[Session], list[Event]]:
-        """Judge all stacks of one person; return the sessions to convert, and events."""
-        header = series[0].files[0].header
-        known = identity.normalise(header.patient_id)
-        person = identity.person_id(self.key, header.issuer, known) if known else ""
-        stacks = [stack for one in series for stack in find_stacks(one.files, one.facts)]
-        by_day: dict[str, list[Stack]] = defaultdict(list)
-        for stack in stacks:
-            by_day[faults.study_day(stack.first) or ""].append(stack)
+        """Judge all stacks of one person; return the sessions to convert, and events.
+
+        Raises
+        ------
+        InputError
+            The labels give the person two diagnoses.
+        """
+        person = series[0].person
+        stacks = join_series(s for one in series for s in find_stacks(one.files, one.facts))
+        by_day = select.sessions(stacks)
         accepted: dict[str, list[Stack]] = {}
         events: list[Event] = []
         for day, of_day in sorted(by_day.items()):
@@ -82,14 +91,14 @@ class Plan:
             events += own
             if good:
                 accepted[day] = select.rank(good, of_day)
-        label = self._label(stacks)
-        if accepted and label is None:
+        known = self._labels(stacks)
+        if accepted and not known:
             left_out = [stack for good in accepted.values() for stack in good]
             events += [self._event(s, person, "UNLABELLED", "quarantine") for s in left_out]
             accepted = {}
         sessions = [
-            self._session(person, f"{rank:02d}", good, label or Label(row=0, diagnosis="unknown"))
-            for rank, (_, good) in enumerate(sorted(accepted.items()), start=1)
+            self._session(person, f"{rank:02d}", good, by_day[day], known)
+            for rank, (day, good) in enumerate(sorted(accepted.items()), start=1)
         ]
         return sessions, events
 
@@ -97,9 +106,7 @@ class Plan:
         """Return the accepted stacks of one day."""
         good, events = [], []
         for stack in stacks:
-            others = tuple(other for other in stacks if other is not stack)
-            case = faults.Case(stack=stack, config=self.config, siblings=others)
-            decided, repairs = faults.judge(case)
+            decided, repairs = self._decide(person, stack, _others(stack, stacks))
             findings = [*repairs, decided] if decided else repairs
             if decided is None:
                 good.append(stack)
@@ -109,14 +116,61 @@ class Plan:
             events += [self._event(stack, person, f.code, f.action, f.detail) for f in findings]
         return good, events
 
-    def _label(self, stacks: Sequence[Stack]) -> Label | None:
-        if self.labels is None:
-            return Label(row=0, diagnosis="unknown")
-        accessions = sorted({stack.first.accession or "" for stack in stacks})
-        return self.labels.find(stacks[0].first.patient_id, accessions)
+    def _decide(
+        self, person: str, stack: Stack, others: tuple[Stack, ...]
+    ) -> tuple[faults.Finding | None, list[faults.Finding]]:
+        """Ask the table of faults, then what humans confirmed."""
+        case = faults.Case(stack=stack, config=self.config, siblings=others)
+        decided, repairs = faults.judge(case)
+        if decided and decided.code in CONFIRMABLE:
+            if self.confirmed.get(self._stack_id(stack)):
+                trusting = replace(self.config, accept_review=True)
+                decided, repairs = faults.judge(replace(case, config=trusting))
+                repairs = [*repairs, _finding("CONFIRMED")]
+            else:
+                found = decided.detail | self._looks(person, stack)
+                decided = replace(decided, detail=found)
+        if "MAPPED" in stack.facts:
+            repairs = [*repairs, _finding("MAPPED")]
+        if decided is None and "NAME_DIFFERS" in stack.facts:
+            decided = _finding("NAME_DIFFERS")
+        return decided, repairs
 
-    def _session(self, person: str, session: str, good: list[Stack], label: Label) -> Session:
-        h = good[0].first
+    def _looks(self, person: str, stack: Stack) -> faults.Detail:
+        """Return the figures by which a human finds a series again without its texts."""
+        h, day = stack.first, stack.first.study_day
+        return {
+            "day": identity.shifted(self.key, person, day) if day else "",
+            "score": select.score(stack),
+            "matrix": " x ".join(map(str, stack.shape)),
+            "voxel_mm": " x ".join(f"{edge:.3g}" for edge in stack.voxel_mm),
+            "tr_ms": h.repetition_time_ms or 0.0,
+            "te_ms": h.echo_time_ms or 0.0,
+            "ti_ms": h.inversion_time_ms or 0.0,
+        }
+
+    def _labels(self, stacks: Sequence[Stack]) -> list[Label]:
+        """Return what the labels say about the person of some stacks."""
+        if self.labels is None:
+            return [Label(row=0, diagnosis="unknown")]
+        patients = sorted({stack.first.patient_id or "" for stack in stacks})
+        accessions = sorted({stack.first.accession or "" for stack in stacks})
+        return self.labels.find(patients, accessions)
+
+    def _label_of(self, of_day: Sequence[Stack], known: Sequence[Label]) -> Label:
+        """Return the label of one session; an age that belongs to another day is not used."""
+        own = self._labels(of_day)
+        return own[0] if own else replace(known[0], age_years=None)
+
+    def _session(
+        self,
+        person: str,
+        session: str,
+        good: Sequence[Stack],
+        of_day: Sequence[Stack],
+        known: Sequence[Label],
+    ) -> Session:
+        h, label = good[0].first, self._label_of(of_day, known)
         sex = h.sex if h.sex in ("F", "M") else label.sex
         hospital = identity.normalise(h.institution)
         site = label.site or (
@@ -132,7 +186,7 @@ class Plan:
         return Session(
             person=person,
             session=session,
-            day=identity.shifted(self.key, person, faults.study_day(h) or ""),
+            day=identity.shifted(self.key, person, h.study_day or ""),
             condition=condition,
             licence=self.config.licence,
             site=site,
@@ -142,7 +196,8 @@ class Plan:
                     stack_id=self._stack_id(stack),
                     numbers=tuple(f.number for f in stack.files),
                     n_files=stack.n_files,
-                    score=select.score(stack, [s for s in good if s is not stack]),
+                    terms=select.terms(stack, _others(stack, of_day)),
+                    gadolinium=select.gadolinium(stack.first, _others(stack, of_day)),
                 )
                 for stack in good
             ),
@@ -159,14 +214,26 @@ class Plan:
             "detail": detail or {}
         }
 
-    def labels_without_scan(self, used_rows: set[int]) -> list[Event]:
-        """Return an event for each row of the labels that no accepted scan belongs to."""
-        if self.labels is None:
-            return []
+    def labels_without_scan(self, used_rows: set[int], register: Register) -> list[Event]:
+        """Return an event for each row of the labels that no accepted scan belongs to.
+
+        Its `person_id` is empty where nobody in the export has the row's number.
+        """
+        rows = self.labels.rows() if self.labels else {}
         missing = {
-            label.row: identity.person_id(self.key, None, patient)
-            for patient, label in self.labels.by_patient.items()
+            row: register.by_accession.get(accession) or register.by_patient.get(patient, "")
+            for row, (patient, accession) in rows.items()
+            if row not in used_rows
         }
-        rows = {label.row for label in self.labels.by_accession.values()} | missing.keys()
-        left = sorted(missing.get(row, "") for row in rows - used_rows)
-        return [event("", person, "LABEL_WITHOUT_SCAN", "drop", 0) for person in left]
+        return [
+            event("", person, "LABEL_WITHOUT_SCAN", "drop", 0) | {"detail": {"row": row}}
+            for row, person in sorted(missing.items())
+        ]
+
+
+def _others(stack: Stack, stacks: Sequence[Stack]) -> tuple[Stack, ...]:
+    return tuple(other for other in stacks if other is not stack)
+
+
+def _finding(code: str) -> faults.Finding:
+    return faults.Finding(code=code, action=ACTIONS[code], detail={})

@@ -1,8 +1,8 @@
 """Bring a native cohort to one template grid.
 
 `prepare_cohort` is the way in: a native cohort in, a cohort on the brain grid out, with quality
-figures and a picture (`scan` does each scan). What a cohort declares done (`stripped`,
-`template_space`, `bias_corrected`) is not done again.
+figures and a page of pictures (`scan` does each scan, `pages` the page). What a cohort declares
+done (`stripped`, `template_space`, `bias_corrected`) is not done again.
 
 A scan that fails a gate becomes a row of the events table and is not in the prepared cohort. The
 partition is drawn here, over the persons that remain.
@@ -36,14 +36,16 @@ from rarescan.cohort.store import (
 )
 from rarescan.cohort.template import load_template
 from rarescan.errors import InputError
-from rarescan.files import Recipe, atomic_path, read_json, run_step, write_json
+from rarescan.files import Recipe, atomic_path, read_json, run_step, write_atomic, write_json
 from rarescan.imaging import qc
+from rarescan.imaging.pages import picture, write_pages
+from rarescan.imaging.reasons import WORDS
 from rarescan.imaging.scan import RefusedScanError, prepare_scan, read_native
 from rarescan.imaging.spec import PrepareConfig
-from rarescan.imaging.strip import resolve
+from rarescan.imaging.strip import command_version, resolve, without_folders
 from rarescan.processes import run_parallel
 
-_SCHEMA = 1
+_SCHEMA = 2
 _SCRATCH = "unfinished"
 
 
@@ -64,7 +66,7 @@ def prepare_cohort(
         A cohort written by ingest: `Scan.path` names NIfTI files, `Scan.flags` what was done.
     folder : Path
         Where the prepared cohort goes: `rarescan/` with `volumes.npy` (float32, scans x grid),
-        `scans.parquet`, `qc.parquet`, `events.parquet`, and `qc/overview.png`.
+        `scans.parquet`, `qc.parquet`, `events.parquet`; `status.tsv` and `qc/index.html`.
     config : PrepareConfig
         Grid and effort.
     partition : PartitionConfig
@@ -80,16 +82,18 @@ def prepare_cohort(
         The folder holds no native cohort, or no scan of it can be used.
     MissingExtraError
         deepbet is asked for and not installed.
+    SettingError
+        The strip command cannot be started.
     ChangedRecipeError
         Another result lies in `folder`.
     """
     cohort = open_cohort(cohort_root)
     _require_native(cohort)
-    config = replace(config, strip=resolve(config.strip))
+    config = resolve(config)
     recipe = Recipe(
         step="prepare",
         schema=_SCHEMA,
-        config={"prepare": asdict(config), "partition": asdict(partition)},
+        config={"prepare": _as_recipe(config), "partition": asdict(partition)},
         inputs={"cohort": cohort.cohort_id},
         found_at={"cohort": os.path.relpath(cohort_root.resolve(), folder.resolve())},
     )
@@ -104,6 +108,10 @@ def prepare_cohort(
         shutil.rmtree(work / _SCRATCH, ignore_errors=True)
 
     return run_step(folder, recipe, build, overwrite=overwrite)
+
+
+def _as_recipe(config: PrepareConfig) -> dict[str, Any]:
+    return asdict(config) | {"strip_command": without_folders(config.strip_command)}
 
 
 def _require_native(cohort: Cohort) -> None:
@@ -189,14 +197,16 @@ def _run_job(job: _Job) -> None:
     """Prepare one scan in a worker: its volume into the memory map, its figures beside it."""
     start = time.process_time()
     try:
-        prepared = prepare_scan(read_native(job.source), job.flags, job.config)
+        scratch = job.work / _SCRATCH
+        prepared = prepare_scan(read_native(job.source), job.flags, job.config, scratch=scratch)
     except RefusedScanError as refused:
         _note_refusal(job, code=refused.code, measures=refused.measures)
         return
-    scratch = tables(job.work / _SCRATCH) / VOLUMES
-    volumes = np.load(scratch, mmap_mode="r+")
+    volumes = np.load(tables(scratch) / VOLUMES, mmap_mode="r+")
     volumes[job.row] = prepared.volume
     volumes.flush()
+    thumbnail = picture(prepared.head, prepared.mask, brain_grid(job.config.spacing_mm))
+    write_atomic(job.result.with_suffix(".webp"), thumbnail)
     result = {
         "scan_id": job.scan_id,
         "code": None,
@@ -239,7 +249,7 @@ def _write_tables(
     results: Sequence[Mapping[str, Any]],
     parts: Mapping[str, Part],
 ) -> None:
-    """Write the index, the events, the quality table and the picture of a prepared cohort."""
+    """Write the index, the events, the quality table and the page of a prepared cohort."""
     grid = brain_grid(config.spacing_mm)
     pairs = list(zip(cohort.scans, results, strict=True))
     kept = [(scan, result) for scan, result in pairs if result["code"] is None]
@@ -250,12 +260,8 @@ def _write_tables(
     write_cohort(work, scans=scans, grid=grid, partition=parts, about=_about(config, results))
     write_events(work, [_event(*pair) for pair in pairs if pair[1]["code"] is not None])
     measures = [qc.from_row(result["measures"]) for _, result in kept]
-    flags = qc.outliers(measures)
-    _write_quality(work, [result for _, result in kept], flags)
-    order = qc.worst_first(measures, flags)
-    labels = [" ".join((scans[i].scan_id, *flags[i])) for i in order]
-    volumes = np.load(tables(work) / VOLUMES, mmap_mode="r")
-    qc.write_overview(work / "qc" / "overview.png", volumes, order, labels, grid)
+    _write_quality(work, [result for _, result in kept], qc.outliers(measures))
+    write_pages(work, cohort, results, parts)
 
 
 def _write_quality(
@@ -290,6 +296,10 @@ def _about(config: PrepareConfig, results: Sequence[Mapping[str, Any]]) -> dict[
     """Return counts and versions, as they stand in `cohort.json`."""
     packages = ["SimpleITK", "nibabel", "scipy"] + ["deepbet"] * (config.strip == "deepbet")
     counts = Counter(str(result["code"]) for result in results if result["code"] is not None)
+    versions = {"rarescan": VERSION} | {name: version(name) for name in packages}
+    if config.strip == "command":
+        name = Path(config.strip_command[0]).name
+        versions[name] = command_version(config.strip_command)
     t1 = load_template(config.spacing_mm).t1
     return {
         "scans": len(results),
@@ -298,5 +308,6 @@ def _about(config: PrepareConfig, results: Sequence[Mapping[str, Any]]) -> dict[
         "strip": config.strip,
         "space": "MNI152NLin2009aSym",
         "template_sha256": hashlib.sha256(t1.tobytes()).hexdigest(),
-        "versions": {"rarescan": VERSION} | {name: version(name) for name in packages},
+        "reasons": {code: WORDS[code] for code in sorted(counts)},
+        "versions": versions,
     }

@@ -1,24 +1,21 @@
-"""Judge prepared scans: measures, gates that refuse, outliers, and a picture to look at.
+"""Judge prepared scans: measures, gates that refuse, outliers.
 
 `measure` gives the figures of one scan, `refusal` the reason code that keeps it out (or None),
-`outliers` what stands out among the accepted, `write_overview` thumbnails of the cohort. Nothing
-here trusts the optimiser: a registration is judged by the image that it produced.
+`outliers` what stands out among the accepted (`pages` shows it). Nothing here trusts the
+optimiser: a registration is judged by the image that it produced.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from rarescan.cohort.contracts import FloatArray, Grid
+from rarescan.cohort.contracts import FloatArray
 from rarescan.cohort.template import load_template
-from rarescan.files import atomic_path
 from rarescan.imaging.register import Matrix, to_array
 from rarescan.imaging.strip import Mask, surface_distance_mm
 
@@ -36,7 +33,6 @@ _PURE_TISSUE = 0.8
 _OUTER_VOXELS = 3
 _ROBUST_Z = 3.0
 _WATCHED = ("metric", "determinant", "brain_ml", "snr", "cjv", "wrap")
-_ROWS, _COLUMNS, _TILE = 10, 4, 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,62 +214,3 @@ def as_row(measures: Measures) -> dict[str, Any]:
 def from_row(row: Mapping[str, Any]) -> Measures:
     """Return what `as_row` gave."""
     return Measures(**{name: row[name] for name in Measures.__dataclass_fields__})
-
-
-def write_overview(
-    path: Path, volumes: FloatArray, chosen: Sequence[int], labels: Sequence[str], grid: Grid
-) -> None:
-    """Write one PNG with three planes of each chosen scan (at most 40), outlined.
-
-    Red is the edge of the scan's own mask, green of the template's brain.
-
-    Parameters
-    ----------
-    path : Path
-        The picture.
-    volumes : float32 array, shape (scans, x, y, z)
-        Prepared scans.
-    chosen, labels : sequences
-        Positions in `volumes`, and what is written on each of them.
-    grid : Grid
-        The volumes' grid.
-    """
-    shown = chosen[: _ROWS * _COLUMNS]
-    columns = min(_COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    sheet = Image.new("RGB", (columns * 3 * _TILE, rows * _TILE))
-    brain = load_template(grid.spacing_mm).brain >= 0.5
-    for place, (index, label) in enumerate(zip(shown, labels, strict=False)):
-        left, top = place % columns * 3 * _TILE, place // columns * _TILE
-        for axis, tile in enumerate(_tiles(np.asarray(volumes[index]), brain, grid)):
-            sheet.paste(tile, (left + axis * _TILE, top))
-        ImageDraw.Draw(sheet).text((left + 2, top), label, fill=(255, 220, 0))
-    with atomic_path(path) as temporary:
-        sheet.save(temporary)
-
-
-def _tiles(volume: FloatArray, brain: Mask, grid: Grid) -> list[Image.Image]:
-    """Return a sagittal, a coronal and an axial plane near the template's origin."""
-    centre = np.linalg.solve(grid.matrix(), [6.0, -18.0, 8.0, 1.0])[:3]
-    tiles = []
-    for axis in range(3):
-        at = round(float(centre[axis]))
-        plane, inside = (np.take(v, at, axis=axis).T[::-1] for v in (volume, brain))
-        tiles.append(_tile(plane, inside))
-    return tiles
-
-
-def _tile(plane: FloatArray, brain: Mask) -> Image.Image:
-    scale = _TILE / max(plane.shape)
-    size = (round(plane.shape[1] * scale), round(plane.shape[0] * scale))
-    grey = Image.fromarray((plane * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    colours = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
-    for inside, colour in ((brain, (40, 200, 40)), (plane > 0, (230, 50, 50))):
-        smooth = Image.fromarray(inside.astype(np.uint8) * 255).resize(
-            size, Image.Resampling.BICUBIC
-        )
-        filled = np.asarray(smooth) > 127
-        colours[filled & ~ndimage.binary_erosion(filled)] = colour
-    tile = Image.new("RGB", (_TILE, _TILE))
-    tile.paste(Image.fromarray(colours), ((_TILE - size[0]) // 2, (_TILE - size[1]) // 2))
-    return tile

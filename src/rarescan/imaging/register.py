@@ -94,7 +94,7 @@ def register(image: sitk.Image, *, starts: int, target_spacing_mm: float) -> sit
         any that a scanner can hold.
     target_spacing_mm : float
         Voxel edge that the scan is prepared for. Below 4 mm the affine map is found once more on
-        2 mm voxels with five times the samples.
+        2 mm voxels with three times the samples.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def _fit_affine(
     transform.SetCenter(start.GetCenter())
     transform.SetMatrix(start.GetMatrix())
     transform.SetTranslation(start.GetTranslation())
-    method = _method(mask, 0.25 if fine else 0.05)
+    method = _method(mask, 0.15 if fine else 0.05)
     if fine:
         _descend(method, step=0.5, smallest_step=1e-3, iterations=200)
     else:

@@ -8,7 +8,9 @@ from inversion to inversion on one vendor's scanners and from excitation to exci
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Literal
 
 from rarescan.imaging.header import Header
@@ -67,19 +69,30 @@ def score(stack: Stack, siblings: Sequence[Stack] = ()) -> int:
     siblings : sequence of Stack
         The other stacks of its session; single echoes of a set lose against its combination.
     """
+    return sum(terms(stack, siblings).values())
+
+
+def terms(stack: Stack, siblings: Sequence[Stack] = ()) -> dict[str, int]:
+    """Return what the points of a stack are made of, by reason; arguments as for `score`."""
     h = stack.first
     if "EP" in h.scanning_sequence or h.angio == "Y" or (h.b_value or 0) > 0:
-        return -100
+        return {"never_t1": -100}
     if has_no_physics(h):
         # Nothing to judge by: only words could speak for it, so a person has to.
-        return REVIEW if _T1_WORDS.search(words_of(h)) and not _other(h) else -40
-    points = _sequence_points(h) + _size_points(max(stack.voxel_mm))
-    points += 5 * (min(stack.extent_mm) >= 140)
-    points += 4 * ("NORM" in h.image_type) + 2 * bool({"DIS2D", "DIS3D"} & {*h.image_type})
-    points += 6 * bool(_T1_WORDS.search(words_of(h))) - 15 * _other(h)
-    points -= 20 * ("UNI" in h.image_type)
-    points -= 12 * ("MEAN" not in h.image_type and _is_one_of_several_echoes(stack, siblings))
-    return points
+        return {"words_alone": REVIEW if _T1_WORDS.search(words_of(h)) and not _other(h) else -40}
+    echo = "MEAN" not in h.image_type and _is_one_of_several_echoes(stack, siblings)
+    points = {
+        "sequence": _sequence_points(h),
+        "voxel": _size_points(max(stack.voxel_mm)),
+        "extent": 5 * (min(stack.extent_mm) >= 140),
+        "normalised": 4 * ("NORM" in h.image_type),
+        "undistorted": 2 * bool({"DIS2D", "DIS3D"} & {*h.image_type}),
+        "words": 6 * bool(_T1_WORDS.search(words_of(h))),
+        "other_words": -15 * _other(h),
+        "uniform_mp2rage": -20 * ("UNI" in h.image_type),
+        "single_echo": -12 * echo,
+    }
+    return {reason: n for reason, n in points.items() if n}
 
 
 def _other(header: Header) -> bool:
@@ -145,7 +158,7 @@ def _timing(stack: Stack) -> tuple[object, ...]:
 
 
 def is_mp2rage_part(stack: Stack, siblings: Sequence[Stack]) -> bool:
-    """Return whether a stack is an inversion image of MP2RAGE, which looks like MPRAGE by name."""
+    """Return whether a stack is an inversion image of MP2RAGE, named like an MPRAGE, or its map."""
     h = stack.first
     if "UNI" in h.image_type or not is_inversion_prepared(h):
         return False
@@ -164,17 +177,71 @@ def _other_inversion(h: Header, other: Header) -> bool:
     return same and ("UNI" in other.image_type or (None not in times and times[0] != times[1]))
 
 
-def gadolinium(header: Header) -> Gadolinium:
-    """Return whether contrast agent was given; an absent tag is not a no."""
+def gadolinium(header: Header, siblings: Sequence[Stack] = ()) -> Gadolinium:
+    """Return whether contrast agent was given; an absent tag is not a no.
+
+    Parameters
+    ----------
+    header : Header
+        The header of a stack's first slice.
+    siblings : sequence of Stack
+        The other stacks of its session: what was taken before a T1 with contrast agent is without.
+    """
     agent = (header.contrast_agent or "").strip().lower()
     text = words_of(header)
     if agent not in _NO_AGENT or header.contrast_sequence or (header.contrast_volume_ml or 0) > 0:
         return "yes"
     if _CONTRAST.search(text):
         return "yes"
-    if agent or _NO_CONTRAST.search(text):
-        return "no"
-    return "unknown"
+    before_one_with = any(
+        _taken_before(header, other.first)
+        and _sequence_points(other.first) > 0
+        and gadolinium(other.first) == "yes"
+        for other in siblings
+    )
+    return "no" if agent or before_one_with or _NO_CONTRAST.search(text) else "unknown"
+
+
+def _taken_before(header: Header, other: Header) -> bool:
+    mine, theirs = ((h.study_day, h.acquisition_time) for h in (header, other))
+    return None not in (*mine, *theirs) and mine < theirs
+
+
+def sessions(stacks: Iterable[Stack]) -> dict[str, list[Stack]]:
+    """Return the stacks of one person by session, as first day (YYYY-MM-DD, or "") -> stacks.
+
+    A session is what was taken within 24 hours of its first stack. Whatever the study's identifier
+    says: one study may hold two visits, and one visit be sent as two studies. The second is noted
+    on every stack of the session as the repair `SESSION_MERGED`.
+    """
+    visits: list[list[Stack]] = []
+    end = _NEVER
+    for stack in sorted(stacks, key=lambda s: _moment(s.first)):
+        if visits and _moment(stack.first) < end:
+            visits[-1].append(stack)
+        else:
+            visits.append([stack])
+            end = _moment(stack.first) + _ONE_DAY
+    return {found[0].first.study_day or "": _noted(found) for found in visits}
+
+
+_NEVER, _ONE_DAY = datetime(1, 1, 1), timedelta(days=1)
+_MIDNIGHT = ("", "0", "0")
+
+
+def _moment(h: Header) -> datetime:
+    """Return when a stack was taken; midnight where the time is missing or ill-formed."""
+    if h.study_day is None:
+        return _NEVER
+    clock = re.match(r"([01]\d|2[0-3])([0-5]\d)", h.acquisition_time or "") or _MIDNIGHT
+    hour, minute = int(clock[1]), int(clock[2])
+    return datetime.fromisoformat(h.study_day) + timedelta(hours=hour, minutes=minute)
+
+
+def _noted(stacks: list[Stack]) -> list[Stack]:
+    if len({s.first.study_uid for s in stacks}) == 1 or not stacks[0].first.study_day:
+        return stacks
+    return [replace(s, fixes=(*s.fixes, "SESSION_MERGED")) for s in stacks]
 
 
 def rank(stacks: Sequence[Stack], siblings: Sequence[Stack]) -> list[Stack]:

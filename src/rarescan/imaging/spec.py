@@ -24,8 +24,16 @@ class IngestConfig:
     digits), else ~/.config/rarescan/pseudonym.key."""
     accept_review: bool = False
     """Take scans that look like T1 but that a person should confirm (score 45 to 64)."""
+    confirmed_scans: str = ""
+    """Filled form of `rarescan review`: which scans of the list are T1 (`stack_id`, `confirmed`
+    yes or no)."""
+    confirmed_persons: str = ""
+    """Filled form of `rarescan review`: which pseudonyms are one person (`person_id`, `other`,
+    `same` yes or no)."""
     allow_gadolinium: bool = False
     """Take scans with contrast agent."""
+    allow_lossy: bool = False
+    """Take scans that were compressed with loss."""
     fewest_age_years: Annotated[int, at.Ge(0), at.Le(120)] = 18
     """Younger persons are left out."""
     licence: str = ""
@@ -71,9 +79,19 @@ class PrepareConfig:
     """Rotations that the registration starts from; 1 is enough for heads within 15 degrees."""
     bias_correction: Literal["none", "coarse", "full"] = "full"
     """Effort of the N4 bias field correction."""
-    strip: Literal["auto", "deepbet", "template"] = "auto"
-    """How the brain is found; `auto` takes deepbet where it is installed."""
+    strip: Literal["auto", "deepbet", "template", "command"] = "auto"
+    """How the brain is found; `auto` takes `strip_command` where there is one, then deepbet where
+    it is installed, then the template's own mask."""
+    strip_command: tuple[str, ...] = ()
+    """A program and its arguments, run once a scan without a shell. `{in}` becomes the head's
+    NIfTI file, `{out}` the NIfTI file that it must write: what is above 0 there is brain."""
+    strip_minutes: Annotated[float, at.Gt(0), at.Le(600)] = 30.0
+    """The longest that `strip_command` may take for one scan."""
 
     def __post_init__(self) -> None:
         if self.spacing_mm not in (1, 2, 4, 8):
             raise ValueError(f"spacing_mm is {self.spacing_mm:g}; it must be 1, 2, 4 or 8")
+        words = " ".join(self.strip_command)
+        named = "{in}" in words and "{out}" in words
+        if not named and (self.strip_command or self.strip == "command"):
+            raise ValueError("strip_command must name a program, {in} and {out}")

@@ -1,13 +1,15 @@
 """From files to stacks: one stack is what could be one volume.
 
-`find_stacks` is the way in: the files of one series of one person in, stacks out. Geometry comes
-from ImagePositionPatient and ImageOrientationPatient alone; the order of files, InstanceNumber
-and SliceLocation are never used for it. DICOM coordinates (LPS) become RAS here and nowhere else.
+`find_stacks` is the way in: the files of one series of one person in, stacks out; `join_series`
+puts together what a scanner spread over several series. Geometry comes from ImagePositionPatient
+and ImageOrientationPatient alone; the order of files, InstanceNumber and SliceLocation are never
+used for it. A frame of an Enhanced MR image counts as a file with the number of its own. DICOM
+coordinates (LPS) become RAS here and nowhere else.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -32,7 +34,11 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Files that could be one volume, ordered along the normal of their plane."""
+    """Files that could be one volume, ordered along the normal of their plane.
+
+    Files with several frames are spread into them, so that a stack read back from the index, which
+    knows files only, is the stack that was judged.
+    """
 
     files: tuple[File, ...]
     fixes: tuple[str, ...] = ()
@@ -43,6 +49,10 @@ class Stack:
     """Whether the series was not split."""
     n_files: int = 0
     """Files that it answers for, with the repeated ones."""
+
+    def __post_init__(self) -> None:
+        if any(f.header.per_frame for f in self.files):
+            object.__setattr__(self, "files", tuple(_sorted(spread(self.files))))
 
     @property
     def first(self) -> Header:
@@ -118,6 +128,16 @@ def axes_of(header: Header) -> FloatVector:
     return np.stack([row, column, np.cross(row, column)])
 
 
+def spread(files: Iterable[File]) -> list[File]:
+    """Return one `File` a frame; a file named several times is taken once."""
+    by_number = {f.number: f for f in files}
+    return [
+        File(number=f.number, header=header)
+        for f in by_number.values()
+        for header in f.header.spread()
+    ]
+
+
 def find_stacks(files: Sequence[File], facts: Iterable[str] = ()) -> list[Stack]:
     """Return the stacks of one series of one person, in an order that only contents decide.
 
@@ -131,25 +151,72 @@ def find_stacks(files: Sequence[File], facts: Iterable[str] = ()) -> list[Stack]
     whole_headers = [f for f in files if "TRUNC_HEADER" not in f.header.faults]
     if len(whole_headers) < len(files):
         facts = {*facts, "TRUNC_HEADER"}
-    kept, codes = _drop_repeats(whole_headers or files)
-    groups = _group(kept)
-    split = _split_codes([g[0].header for g in groups])
-    stacks = []
-    for group in groups:
-        for part, code in _split_repetitions(_sorted(group)):
-            stacks.append(
-                Stack(
-                    files=tuple(part),
-                    fixes=tuple(sorted({*split, *code, *(codes & _FIXES)})),
-                    facts=frozenset(facts) | (codes - _FIXES),
-                    n_files=len(part),
-                )
-            )
-    whole = len(stacks) == 1
-    stacks = sorted(stacks, key=lambda s: sorted(f.header.sha256 for f in s.files))
+    kept, codes = _drop_repeats(spread(whole_headers or files))
+    parts = [part for group in _group(kept) for part in _split_repetitions(_sorted(group))]
+    parts.sort(key=lambda part: sorted((f.header.sha256, f.header.frame) for f in part[0]))
+    if len(parts) > 1 and any(f.header.frame for f in kept):
+        # Its frames are several volumes, and the index can only name the whole file.
+        facts = {*facts, "ENHANCED_UNSUPPORTED"}
+    split = _split_codes([part[0].header for part, _ in parts])
     # Repeated and broken files are counted with the first stack: each file must be counted once.
-    stacks[0] = replace(stacks[0], n_files=stacks[0].n_files + len(files) - len(kept))
-    return [replace(stack, whole_series=whole) for stack in stacks]
+    left = {f.number for f in files}
+    own: list[set[int]] = []
+    for part, _ in parts:
+        own.append({f.number for f in part} & left)
+        left -= own[-1]
+    own[0] |= left
+    return [
+        Stack(
+            files=tuple(part),
+            fixes=tuple(sorted({*split, *code, *(codes & _FIXES)})),
+            facts=frozenset(facts) | (codes - _FIXES),
+            whole_series=len(parts) == 1,
+            n_files=len(numbers),
+        )
+        for (part, code), numbers in zip(parts, own, strict=True)
+    ]
+
+
+def join_series(stacks: Iterable[Stack]) -> list[Stack]:
+    """Put the stacks of one acquisition that came in several series together.
+
+    Parameters
+    ----------
+    stacks : iterable of Stack
+        All stacks of one person.
+
+    Returns
+    -------
+    list of Stack
+        Those whose slices lie between each other's and then have even distances are one stack
+        with the repair `JOINED`; all others are as they were.
+    """
+    by_shot: dict[object, list[Stack]] = defaultdict(list)
+    for number, stack in enumerate(stacks):
+        h = stack.first
+        known = stack.placed and h.frame_uid and h.acquisition_time and len(stack.files) > 1
+        physics = (h.repetition_time_ms, h.flip_angle_deg, h.study_uid, h.acquisition_time)
+        direction = tuple(round(v, 2) for v in h.orientation or ())
+        by_shot[(_key(h), physics, direction) if known else number].append(stack)
+    joined: list[Stack] = []
+    for same in by_shot.values():
+        union = _union(same) if len(same) > 1 else None
+        joined += same if union is None else [union]
+    return joined
+
+
+def _union(stacks: Sequence[Stack]) -> Stack | None:
+    files = _sorted([f for stack in stacks for f in stack.files])
+    gaps = np.diff(_offsets(files))
+    if np.ptp(gaps) > max(0.02, 0.01 * float(np.median(gaps))):
+        return None
+    return Stack(
+        files=tuple(files),
+        fixes=tuple(sorted({"JOINED", *(code for s in stacks for code in s.fixes)})),
+        facts=frozenset().union(*(s.facts for s in stacks)),
+        whole_series=False,
+        n_files=sum(s.n_files for s in stacks),
+    )
 
 
 _FIXES = {"DUP_SOP_HEADER", "DUP_SLICE"}
@@ -162,7 +229,7 @@ def _drop_repeats(files: Sequence[File]) -> tuple[list[File], set[str]]:
     for f in files:
         h = f.header
         place = (h.position_mm, h.orientation, h.echo_time_ms, h.image_type, h.pixel_sha256)
-        by_content[place if h.position_mm and h.pixel_sha256 else f.number].append(f)
+        by_content[place if h.position_mm and h.pixel_sha256 else (f.number, h.frame)].append(f)
     kept = []
     for same in by_content.values():
         kept.append(same[0])
@@ -170,7 +237,7 @@ def _drop_repeats(files: Sequence[File]) -> tuple[list[File], set[str]]:
             kept[-1] = max(same, key=lambda f: (len(f.header.to_json()), f.header.sha256))
             one_uid = len({f.header.sop_uid for f in same}) == 1
             codes.add("DUP_SOP_HEADER" if one_uid else "DUP_SLICE")
-    uids = Counter(f.header.sop_uid for f in kept if f.header.sop_uid)
+    uids = Counter((f.header.sop_uid, f.header.frame) for f in kept if f.header.sop_uid)
     if any(count > 1 for count in uids.values()):
         codes.add("DUP_SOP_PIXELS")
     return kept, codes

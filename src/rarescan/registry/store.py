@@ -6,12 +6,15 @@ that step's recipe (found again by its tag, so that repeating a step logs nothin
 away in the middle, records are spooled beside the runs and replayed at the next connection.
 """
 
+import contextlib
 import hashlib
+import io
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -178,7 +181,11 @@ class Registry:
 
         digest = folder_sha256(model)
         run_id, _ = self._find_run(RunRecord(recipe_id=recipe_id, name=model.name, about=""))
-        with mlflow.start_run(run_id=run_id), _neutral_copy(model) as (code, weights):
+        with (
+            _without_mlflows_advice(),
+            mlflow.start_run(run_id=run_id),
+            _neutral_copy(model) as (code, weights),
+        ):
             info = mlflow.pyfunc.log_model(
                 name="generator",
                 python_model=str(code),
@@ -217,6 +224,44 @@ class Registry:
         """Set one tag of a version, for example `helps` after `rarescan retrain`."""
         name = version.model_uri.removeprefix("models:/").rpartition("/")[0]
         self._client.set_model_version_tag(name, version.version, key, value)
+
+    def mark_erased(self, prepared_ids: Collection[str]) -> list[str]:
+        """Mark every version that learned from a person who was erased; return their addresses.
+
+        Such a version may not be released, and is champion no more. Of a `transfer` version, which
+        holds the anatomy of persons, the stored files are removed.
+
+        Parameters
+        ----------
+        prepared_ids : collection of str
+            Ids of the prepared cohorts that held the person.
+        """
+        marks = {
+            "erased_person": "yes",
+            "needs_retraining": "yes",
+            "permitted_use": "inside_controller",
+        }
+        champion, marked = self.champion(), []
+        for found in self._client.search_model_versions(f"name = '{self._config.model_name}'"):
+            version = self._version(found)
+            if version.prepared_id not in prepared_ids:
+                continue
+            for key, value in marks.items():
+                self.tag(version, key, value)
+            if champion is not None and champion.version == version.version:
+                self._client.delete_registered_model_alias(found.name, "champion")
+            if version.family == "transfer":
+                self._remove_files(version)
+            marked.append(version.model_uri)
+        return sorted(marked)
+
+    def _remove_files(self, version: ModelVersion) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        name = version.model_uri.removeprefix("models:/").rpartition("/")[0]
+        place = self._client.get_model_version_download_uri(name, version.version)
+        repository: Any = get_artifact_repository(place)
+        repository.delete_artifacts()
 
     def download(self, version: ModelVersion, folder: Path) -> Path:
         """Copy a version's generator folder to `folder` and check it against its fingerprint.
@@ -324,6 +369,14 @@ def _is_outage(error: Exception) -> bool:
 
 def _is_local(uri: str) -> bool:
     return not uri.startswith(("http://", "https://", "databricks"))
+
+
+@contextmanager
+def _without_mlflows_advice() -> Iterator[None]:
+    """Keep to ourselves what MLflow prints for the authors of a model, not for its users."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _signature(grid: Grid) -> Any:

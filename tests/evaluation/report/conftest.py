@@ -64,9 +64,9 @@ def _fill(root: Path, prefix: str, diagnoses: list[str], spacing_mm: float, nois
         for index, (person, diagnosis) in enumerate(zip(persons, diagnoses, strict=True))
     ]
     partition = {} if prefix == "SYN" else {p: PARTS[i % 5] for i, p in enumerate(persons)}
-    write_cohort(
-        root, scans=scans, grid=grid, partition=partition, about={"n_files": 3210, "x": "s"}
-    )
+    about: dict[str, Any] = {"n_files": 3210, "x": "s", "reasons": {"NOT_HEAD": "shows no head"}}
+    about["smallest_group"] = {"persons": 2, "groups": 9, "alone": 0}
+    write_cohort(root, scans=scans, grid=grid, partition=partition, about=about)
     volumes = create_volumes(root, len(scans), grid)
     base = sum(map(ord, prefix + root.name)) * 1000
     for index, diagnosis in enumerate(diagnoses):

@@ -36,7 +36,8 @@ def test_rejects_carry_their_code_count_files_and_plain_words(content: dict[str,
         "NOT_HEAD": (1, 0, "quarantine"),
         "TRUNC_PIXELS": (1, 110, "quar"),
     }
-    assert "positions" in rejects["LOCALIZER"]["meaning"]
+    assert rejects["NOT_HEAD"]["meaning"] == "shows no head"
+    assert rejects["LOCALIZER"]["meaning"] == "localizer", "no words stand in that cohort"
     assert list(content["cohort"]["repairs"]) == ["PREAMBLE_DATA"]
 
 
@@ -255,5 +256,5 @@ def test_a_damaged_file_is_named_with_the_way_out(make_run: Callable[..., Path])
 
 
 def test_codes_without_words_are_shown_spaced_and_suffixes_are_ignored() -> None:
-    assert in_words("SOME_NEW_CODE", "rejects") == "SOME NEW CODE"
-    assert in_words("BAD_VALUE:FlipAngle", "rejects") == words()["rejects"]["BAD_VALUE"]
+    assert in_words("SOME_NEW_ARM", "arms") == "SOME NEW ARM"
+    assert in_words("placebo:second", "arms") == words()["arms"]["placebo"]

@@ -112,9 +112,13 @@ def test_a_bound_on_copies_is_claimed_only_where_the_check_proved_its_power(
 
 
 def test_what_was_left_out_says_whether_a_person_must_look(page: Page) -> None:
-    assert "others 2 not needed, skipped LOCALIZER" in page.text
-    assert "template 1 set aside for a person to look at NOT_HEAD" in page.text
-    assert "picture 1 set aside for a person to look at TRUNC_PIXELS" in page.text
+    assert "localizer 2 not needed, skipped LOCALIZER" in page.text
+    assert "shows no head 1 set aside for a person to look at NOT_HEAD" in page.text
+    assert "trunc pixels 1 set aside for a person to look at TRUNC_PIXELS" in page.text
+
+
+def test_how_well_persons_hide_among_each_other_is_said(page: Page) -> None:
+    assert "The smallest such group has 2 of 40 persons; 0 are alone in theirs." in page.text
 
 
 def test_outcomes_are_words_with_symbols_never_colour_alone(page: Page) -> None:

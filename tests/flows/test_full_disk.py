@@ -1,0 +1,41 @@
+"""A disk that is full, for real: a small file system of its own, mounted for one command."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = shlex.quote(str(Path(sys.executable).with_name("rarescan")))
+
+
+def _on_a_small_disk(
+    folder: Path, command: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell line where `folder` is a file system of 300 kB."""
+    mount = f"mount -t tmpfs -o size=300k tmpfs {shlex.quote(str(folder))}"
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{mount} && {command}"],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.long
+def test_a_full_disk_is_one_line_with_a_remedy_and_leaves_nothing_that_looks_done(
+    tmp_path: Path, prefect_api: str
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if _on_a_small_disk(folder, "true").returncode:
+        pytest.skip("this machine does not let a user mount a file system of his own")
+    command = f"{PROGRAM} phantom disk/export --patients 1 --controls 1; echo $?; ls disk"
+    done = _on_a_small_disk(folder, command, PREFECT_API_URL=prefect_api)
+    assert done.stdout.split() == ["4"], done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("rarescan: The disk is full. Free some space and repeat"), last
+    assert "Traceback" not in done.stderr
