@@ -9,10 +9,12 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 from rarescan.progress import Progress
@@ -48,8 +50,16 @@ def die_with_parent() -> None:
 
 
 def _start_worker() -> None:
-    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_command, daemon=True).start()
+
+
+def _die_with_command() -> None:
+    """End this worker when the process that asked for it ends; its own parent is the server."""
+    command = multiprocessing.parent_process()
+    if command is not None:
+        wait([command.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_parallel(
@@ -105,8 +115,10 @@ def _collect(
     results: dict[int, Result],
     progress: Progress,
 ) -> None:
-    # "spawn" because a fork of a process with numeric threads may hang in the child.
-    context = multiprocessing.get_context("spawn")
+    # A fork of a process with numeric threads may hang in the child, and a fresh interpreter a
+    # worker costs seconds: so workers are forked from a server that only imported what they need.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
     with (
         _one_thread_for_children(),
         ProcessPoolExecutor(workers, context, _start_worker) as pool,
