@@ -117,7 +117,7 @@ def test_bad_exports_end_with_4_one_line_and_nothing_written(
         assert not (tmp_path / "cohort").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_one_patient_cohort_is_refused_with_a_remedy(tmp_path: Path, prefect_api: str) -> None:
     import nibabel as nib
 

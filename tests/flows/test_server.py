@@ -54,6 +54,7 @@ def guardians(home: Path) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.long
 def test_a_flow_runs_without_a_server_and_a_killed_one_leaves_neither_server_nor_run(
     tmp_path: Path,
 ) -> None:

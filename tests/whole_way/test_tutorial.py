@@ -205,6 +205,7 @@ def test_what_is_written_is_valid_bids(play: Path, kind: str) -> None:
     assert [issue["code"] for issue in issues if issue["severity"] == "error"] == []
 
 
+@pytest.mark.long
 def test_an_unreachable_registry_ends_with_5_within_seconds(play: Path, command: Command) -> None:
     start = time.monotonic()
     done = command(
