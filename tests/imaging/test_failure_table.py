@@ -6,9 +6,9 @@ The number in a test's name is the row. Archives (rows 8 to 11), persons and dup
 
 import tarfile
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_series import N
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -28,96 +28,38 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from spoilt_series import (
+    CORONAL,
+    GE,
+    PHILIPS,
+    PHYSICS,
+    TURNED,
+    Edit,
+    Spoil,
+    at,
+    both,
+    each,
+    element,
+    encode,
+    enhanced,
+    graft,
+    item,
+    only,
+    overlay,
+    place,
+    private,
+    undefined_vr,
+    without,
+)
+from through_the_gate import codes, gate
 
 from rarescan.imaging import faults, select
-from rarescan.imaging.convert import PixelFaultError, Volume, read_plane, read_stack
+from rarescan.imaging.convert import PixelFaultError, read_plane
 from rarescan.imaging.deidentify import sidecar
 from rarescan.imaging.header import Header
 from rarescan.imaging.parse import read_header
-from rarescan.imaging.reasons import ACTIONS
 from rarescan.imaging.spec import IngestConfig
-from rarescan.imaging.stacks import File, Stack, find_stacks, join_series
-
-N = 96
-Edit = Callable[[int, Dataset], None]
-Spoil = Callable[[int, bytes], bytes]
-Event = tuple[str, str, int]
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of some files."""
-
-    events: Counter[Event] = field(default_factory=Counter)
-    used: list[tuple[Stack, Volume]] = field(default_factory=list)
-
-    @property
-    def n_used(self) -> int:
-        return sum(stack.n_files for stack, _ in self.used)
-
-    def add(self, code: str, action: str, n_files: int) -> None:
-        self.events[(code, action, n_files)] += 1
-
-
-def gate(files: Iterable[bytes], folder: Path, config: IngestConfig | None = None) -> Outcome:
-    """Send files of one person through all that looks at them before they are written."""
-    outcome, headers, paths = Outcome(), [], {}
-    for number, data in enumerate(files):
-        paths[number] = folder / str(number)
-        paths[number].write_bytes(data)
-        header = read_header(data)
-        if isinstance(header, str):
-            outcome.add(header, ACTIONS[header], 1)
-        else:
-            headers.append(File(number=number, header=Header.from_json(header.to_json())))
-    series = defaultdict(list)
-    for file in headers:
-        series[(file.header.study_uid, file.header.series_uid)].append(file)
-    stacks = join_series([stack for own in series.values() for stack in find_stacks(own)])
-    for session in select.sessions(stacks).values():
-        for stack in session:
-            others = tuple(s for s in session if s is not stack)
-            _judge(stack, others, paths, outcome, config or IngestConfig())
-    return outcome
-
-
-def _judge(
-    stack: Stack,
-    siblings: tuple[Stack, ...],
-    paths: dict[int, Path],
-    outcome: Outcome,
-    config: IngestConfig,
-) -> None:
-    case = faults.Case(stack=stack, config=config, siblings=siblings)
-    decided, repairs = faults.judge(case)
-    found = [decided] if decided and decided.action == "drop" else [*repairs, decided]
-    for finding in found:
-        if finding is not None:
-            outcome.add(finding.code, finding.action, stack.n_files)
-    if decided is None:
-        # As it comes back from the index: whole files, one entry a slice.
-        try:
-            volume = read_stack(stack, [paths[f.number] for f in stack.files])
-        except PixelFaultError as fault:
-            outcome.add(str(fault), ACTIONS[str(fault)], stack.n_files)
-        else:
-            outcome.used.append((stack, volume))
-            for code in volume.fixes:
-                outcome.add(code, ACTIONS[code], stack.n_files)
-
-
-def encode(ds: Dataset, syntax: str) -> bytes:
-    """Return a data set as a file; encoded syntaxes are compressed by pydicom."""
-    compressed = syntax in (RLELossless, JPEG2000Lossless, JPEGLSLossless)
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if compressed else syntax
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    if compressed:
-        ds.compress(syntax, generate_instance_uid=False)
-    stream = BytesIO()
-    pydicom.dcmwrite(stream, ds, enforce_file_format=True)
-    return stream.getvalue()
+from rarescan.imaging.stacks import File, Stack, find_stacks
 
 
 @pytest.fixture(scope="module")
@@ -155,95 +97,6 @@ def make(make_dataset: Any, make_head: Any) -> Callable[..., list[bytes]]:
 
     return series
 
-
-def graft(first: bytes, own: bytes) -> bytes:
-    """Return a file with the instance's own elements and pixels."""
-    for tag in (b"\x08\0\x18\0UI", b"\x20\0\x13\0IS", b"\x20\0\x32\0DS"):
-        (a, b), (c, d) = (element(data, tag) for data in (first, own))
-        first = first[:a] + own[c:d] + first[b:] if a > 0 else first
-    n = N * N * 2
-    return first[:-n] + own[-n:] if len(first) > n else first
-
-
-def element(data: bytes, tag: bytes) -> tuple[int, int]:
-    at = data.find(tag)
-    return at, at + 8 + int.from_bytes(data[at + 6 : at + 8], "little")
-
-
-def varying(edit: Any) -> Any:
-    edit.varies = True
-    return edit
-
-
-def each(**values: Any) -> Edit:
-    def edit(k: int, ds: Dataset) -> None:
-        for name, value in values.items():
-            setattr(ds, name, value(k) if callable(value) else value)
-
-    return varying(edit) if any(map(callable, values.values())) else edit
-
-
-def only(number: int, change: Any) -> Any:
-    """Do something to one slice."""
-    return varying(lambda k, thing: change(k, thing) if k == number else thing)
-
-
-def place(x: Callable[[int], float], y: Callable[[int], float] = lambda k: -70.0) -> Edit:
-    return each(ImagePositionPatient=lambda k: [x(k), y(k), 71.0])
-
-
-def at(k: int) -> float:
-    return -72 + 1.5 * k
-
-
-def private(tag: int, creator: str, vr: str, value: Any, **values: Any) -> Edit:
-    def edit(k: int, ds: Dataset) -> None:
-        each(**values)(k, ds)
-        block = ds.private_block(tag >> 16, creator, create=True)
-        block.add_new(tag & 0xFF, vr, value)
-
-    return edit
-
-
-def stray(ds: Dataset, tag: int, vr: str, value: Any) -> None:
-    ds[Tag(tag)] = pydicom.DataElement(Tag(tag), vr, value)
-
-
-def overlay(k: int, ds: Dataset) -> None:
-    stray(ds, 0x60000010, "US", 96)
-    stray(ds, 0x60003000, "OW", b"\xff" * 1152)
-    stray(ds, 0x50000005, "US", 2)
-
-
-def undefined_vr(k: int, ds: Dataset) -> None:
-    del ds.EchoTime
-    stray(ds, 0x00180081, "UN", b"2.98")
-
-
-def without(*names: str) -> Edit:
-    def edit(k: int, ds: Dataset) -> None:
-        for name in names:
-            delattr(ds, name)
-
-    return edit
-
-
-def both(*edits: Edit) -> Edit:
-    def edit(k: int, ds: Dataset) -> None:
-        for one in edits:
-            one(k, ds)
-
-    return edit
-
-
-PHYSICS = ("RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "ScanningSequence",
-           "SequenceVariant")  # fmt: skip
-GE = {"Manufacturer": "GE MEDICAL SYSTEMS", "ScanningSequence": "GR", "RepetitionTime": "6.96",
-      "SequenceVariant": ["SS", "SP", "SK"], "InversionTime": "400", "FlipAngle": "11",
-      "ImageType": ["ORIGINAL", "PRIMARY", "OTHER"], "SeriesDescription": "SPGR"}  # fmt: skip
-PHILIPS = {"Manufacturer": "Philips Medical Systems"}
-TURNED = [0.96, 0.28, 0, 0, 0, -1]
-CORONAL = [1, 0, 0, 0, 0, -1]
 
 Row = tuple[str, dict[str, Any], list[tuple[str, str]]]
 ONE_SERIES: list[Row] = [
@@ -376,11 +229,6 @@ def test_row(row: Row, make: Any, tmp_path: Path) -> None:
     assert outcome.n_used == (0 if refused else n)
 
 
-def codes(outcome: Outcome) -> set[Event]:
-    assert set(outcome.events.values()) <= {1}
-    return set(outcome.events)
-
-
 def as_stored(voxels: np.ndarray) -> np.ndarray:
     """The order of our voxels: the normal of the test series points to the right."""
     return voxels[::-1].transpose(2, 1, 0)
@@ -437,49 +285,14 @@ def test_row_15_echoes_are_split(make: Any, tmp_path: Path) -> None:
     assert {s.first.echo_time_ms for s, _ in outcome.used} == {2.98, 5.2}
 
 
-def item(**values: Any) -> list[Dataset]:
-    ds = Dataset()
-    for name, value in values.items():
-        setattr(ds, name, value)
-    return [ds]
-
-
-def enhanced(voxels: np.ndarray, first: Dataset, **whole: Any) -> Dataset:
-    """Return all slices as one Enhanced MR image, as DICOM PS3.3 A.36 has it."""
-    for name in (*PHYSICS, "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        delattr(first, name)
-    first.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
-    first.MRAcquisitionType, first.NumberOfFrames = "3D", len(voxels)
-    first.EchoPulseSequence, first.Spoiling = "GRADIENT", "RF"
-    first.EchoPlanarPulseSequence = "NO"
-    first.SharedFunctionalGroupsSequence = item(
-        PlaneOrientationSequence=item(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]),
-        PixelMeasuresSequence=item(PixelSpacing=[1.5, 1.5], SliceThickness="1.5"),
-        MRTimingAndRelatedParametersSequence=item(RepetitionTime="2300", FlipAngle="9"),
-        MRModifierSequence=item(InversionRecovery="YES", InversionTimes=900.0),
-        MREchoSequence=item(EffectiveEchoTime=2.98),
-    )
-    frames = []
-    for k in range(len(voxels)):
-        (frame,) = item(PlanePositionSequence=item(ImagePositionPatient=[at(k % N), -70.0, 71.0]))
-        if k >= N:
-            frame.MREchoSequence = item(EffectiveEchoTime=5.2)
-        frames.append(frame)
-    first.PerFrameFunctionalGroupsSequence = frames
-    first.PixelData = voxels.tobytes()
-    for name, value in whole.items():
-        setattr(first, name, value)
-    return first
-
-
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEG2000Lossless])
 def test_row_16_the_frames_of_an_enhanced_image_become_a_volume(
     make_dataset: Any, make_head: Any, syntax: str, tmp_path: Path
 ) -> None:
     order = np.random.default_rng(0).permutation(N)
     ds = enhanced(make_head()[order], make_dataset(make_head(), 0, "1"))
-    for k, place in zip(order, ds.PerFrameFunctionalGroupsSequence, strict=True):
-        place.PlanePositionSequence = item(ImagePositionPatient=[at(int(k)), -70.0, 71.0])
+    for k, frame in zip(order, ds.PerFrameFunctionalGroupsSequence, strict=True):
+        frame.PlanePositionSequence = item(ImagePositionPatient=[at(int(k)), -70.0, 71.0])
     data = encode(ds, syntax)
     outcome = gate([data], tmp_path)
     assert codes(outcome) == set()

@@ -4,8 +4,6 @@
 nobody is followed to another address.
 """
 
-import base64
-import ipaddress
 import json
 import re
 import urllib.error
@@ -20,6 +18,7 @@ from typing import Any, Self
 from pydicom.datadict import tag_for_keyword
 
 from rarescan.errors import SettingError, UnreachableError, disk_full
+from rarescan.pacs.address import NoRedirect, authorization, read_address
 from rarescan.pacs.peer import (
     CREDENTIALS,
     LARGEST_FILE,
@@ -39,46 +38,12 @@ _BLOCK = 1 << 20
 _FILES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
-def authorization(address: str, credentials: str) -> dict[str, str]:
-    """Return the header that carries `name:password` or `Bearer ...`, which travels encrypted.
-
-    Raises
-    ------
-    SettingError
-        The address is neither https nor on this machine.
-    """
-    if not credentials:
-        return {}
-    parts = urllib.parse.urlsplit(address)
-    if parts.scheme != "https" and not _on_this_machine(parts.hostname or ""):
-        raise SettingError(
-            "Name and password would travel unencrypted.", remedy="Use an https address."
-        )
-    if credentials.startswith("Bearer "):
-        return {"Authorization": credentials}
-    return {"Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
-
-
-def _on_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An archive may not hand us, and our password, on to another address."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Refuse."""
-
-
 class Web(Peer):
     """An archive at `https://host/dicom-web`."""
 
     def __init__(self, config: PullConfig, credentials: str, temporary: Path) -> None:
         super().__init__(config)
-        self._url = config.address.rstrip("/")
+        self._url = read_address(config.address, "pull.address").web
         self._headers = authorization(self._url, credentials)
         self._open = urllib.request.build_opener(NoRedirect).open
         self._part = temporary / "part"

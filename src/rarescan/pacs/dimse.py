@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -33,6 +32,7 @@ from pydicom.uid import (
 )
 
 from rarescan.errors import MissingExtraError, SettingError, UnreachableError
+from rarescan.pacs.address import read_address
 from rarescan.pacs.peer import Inbox, Level, Peer, Promise, lost
 from rarescan.pacs.spec import PullConfig
 
@@ -79,10 +79,8 @@ class Dimse(Peer):
 
     def __init__(self, config: PullConfig, temporary: Path) -> None:
         super().__init__(config)
-        address = urlsplit(config.address)
-        self._place = (address.hostname or "", address.port or 0)
-        # Not `username`: an AE title keeps its upper case.
-        self._title = address.netloc.rpartition("@")[0]
+        address = read_address(config.address, "pull.address")
+        self._place, self._title = (address.host, address.port), address.ae_title
         self._inbox: Inbox | None = None
         self._association: Any = None
         self._receiver: Any = None

@@ -27,12 +27,12 @@ from multiprocessing.connection import Connection
 from os import environ
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rarescan.errors import RarescanError, SettingError, UnreachableError, disk_full
 from rarescan.files import RECIPE, Recipe, write_json
 from rarescan.imaging.parse import limit_this_process
 from rarescan.imaging.unpack import source_id
+from rarescan.pacs.address import read_address
 from rarescan.pacs.manifest import Pulled, opened
 from rarescan.pacs.peer import (
     CREDENTIALS,
@@ -274,20 +274,10 @@ def _fetch(
 
 def _peer(config: PullConfig, credentials: str, temporary: Path) -> Peer:
     """Return the archive at an address, not yet connected."""
-    try:
-        address = urlsplit(config.address)
-        port = address.port
-    except ValueError:
-        address, port = urlsplit(""), None
-    if address.scheme in ("http", "https") and address.hostname:
+    if read_address(config.address, "pull.address").web:
         from rarescan.pacs.dicomweb import Web
 
         return Web(config, credentials, temporary)
-    if address.scheme == "dicom" and address.hostname and address.username and port:
-        from rarescan.pacs.dimse import Dimse
+    from rarescan.pacs.dimse import Dimse
 
-        return Dimse(config, temporary)
-    raise SettingError(
-        "pull.address is no address of a PACS.",
-        remedy="Write https://host/dicom-web or dicom://AE_TITLE@host:port.",
-    )
+    return Dimse(config, temporary)

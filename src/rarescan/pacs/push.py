@@ -6,8 +6,6 @@ SyntheticData = YES stops everything. A batch that is not for release goes only 
 the settings declare `inside`. What the archive has confirmed is not sent again.
 """
 
-import base64
-import ipaddress
 import json
 import os
 import time
@@ -19,7 +17,6 @@ from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -34,6 +31,7 @@ from rarescan.errors import (
 )
 from rarescan.files import RECIPE, content_id, read_json, require_recipe, write_json
 from rarescan.imaging.dicom_out import BATCH, ISSUER
+from rarescan.pacs.address import NoRedirect, authorization, read_address
 from rarescan.pacs.spec import PushConfig, PushTarget
 from rarescan.progress import track
 
@@ -153,50 +151,12 @@ def _send_patiently(send: Send, paths: Sequence[Path], name: str) -> None:
 
 def _sender(target: PushTarget, config: PushConfig) -> Send:
     """Return how to send one series to this address."""
-    try:
-        address = urlsplit(target.address)
-        port = address.port
-    except ValueError:
-        address, port = urlsplit(""), None
-    if address.scheme in ("http", "https") and address.hostname:
-        headers = _credentials(address)
-        return lambda paths: _stow(f"{target.address.rstrip('/')}/studies", headers, paths)
-    # Not `username`: an AE title keeps its upper case.
-    title = address.netloc.rpartition("@")[0]
-    if address.scheme == "dicom" and title and address.hostname and port:
-        return lambda paths: _store((str(address.hostname), port), title, config, paths)
-    raise SettingError(
-        f"push.targets.{config.to}.address is no address of an archive.",
-        remedy="Write https://host/dicom-web or dicom://AE_TITLE@host:port.",
-    )
-
-
-def _credentials(address: SplitResult) -> dict[str, str]:
-    """Return the header with name and password, which only travels encrypted."""
-    given = os.environ.get(CREDENTIALS_VARIABLE, "")
-    if not given:
-        return {}
-    if address.scheme != "https" and not _loopback(str(address.hostname)):
-        raise SettingError(
-            "Name and password would travel unencrypted.",
-            remedy=f"Use an https address, or unset {CREDENTIALS_VARIABLE}.",
-        )
-    basic = f"Basic {base64.b64encode(given.encode()).decode()}"
-    return {"Authorization": given if given.startswith("Bearer ") else basic}
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An archive may not hand us on to an address that nobody allowed."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    address = read_address(target.address, f"push.targets.{config.to}.address")
+    if address.web:
+        headers = authorization(address.web, os.environ.get(CREDENTIALS_VARIABLE, ""))
+        return lambda paths: _stow(f"{address.web}/studies", headers, paths)
+    place = (address.host, address.port)
+    return lambda paths: _store(place, address.ae_title, config, paths)
 
 
 def _stow(url: str, headers: dict[str, str], paths: Sequence[Path]) -> None:
@@ -215,7 +175,7 @@ def _stow(url: str, headers: dict[str, str], paths: Sequence[Path]) -> None:
     body = b"".join([*parts, f"--{_BOUNDARY}--\r\n".encode()])
     request = urllib.request.Request(url, body, headers, method="POST")
     try:
-        opener = urllib.request.build_opener(_NoRedirect)
+        opener = urllib.request.build_opener(NoRedirect)
         with opener.open(request, timeout=_SECONDS_TO_ANSWER) as answer:
             told = json.loads(answer.read() or b"{}")
     except urllib.error.HTTPError as error:
