@@ -54,9 +54,10 @@ def person_rows(
 
 def save_features(folder: Path, name: str, features: FeatureSet) -> None:
     """Write one set under `folder/<extractor>/<name>.npz`."""
-    with atomic_path(folder / features.extractor / f"{name}.npz") as path:
+    path = folder / features.extractor / f"{name}.npz"
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez(
-            path,
+            stream,
             values=features.values,
             person_ids=np.array(features.person_ids, dtype=str),
             extractor=np.array(features.extractor),

@@ -4,6 +4,7 @@
 a torn or damaged one is passed over and the one before it is used.
 """
 
+import io
 import logging
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rarescan.files import atomic_path, sha256_file, write_atomic
+from rarescan.files import sha256_file, write_atomic
 
 _SCHEMA = 1
 _KEPT = 2
@@ -21,8 +22,10 @@ _log = logging.getLogger("rarescan")
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state after a step (tensors and plain values), and keep the last two."""
     path = folder / f"step-{step:08d}.pt"
-    with atomic_path(path) as temporary:
-        torch.save({"schema": _SCHEMA, "step": step, **state}, temporary)
+    # In memory first: torch has no error of its own for a full disk.
+    buffer = io.BytesIO()
+    torch.save({"schema": _SCHEMA, "step": step, **state}, buffer)
+    write_atomic(path, buffer.getbuffer())
     write_atomic(_seal(path), sha256_file(path))
     for old in _newest_first(folder)[_KEPT:]:
         old.unlink()

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rarescan.cohort.contracts import Condition, FloatArray, Grid
 from rarescan.errors import InputError
-from rarescan.files import atomic_path, write_json
+from rarescan.files import write_atomic, write_json
 from rarescan.generative.anatomy import to_volume
 from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.contract import Codec, Prior
@@ -103,9 +103,9 @@ def save_model(folder: Path, grid: Grid, codec: Codec, prior: Prior, about: dict
         **about,
     }
     write_json(folder / SPEC, asdict(prior.spec))
-    with atomic_path(folder / WEIGHTS) as path:
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, path, metadata={"rarescan": json.dumps(metadata, sort_keys=True)})
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    about_it = {"rarescan": json.dumps(metadata, sort_keys=True)}
+    write_atomic(folder / WEIGHTS, safetensors.torch.save(plain, metadata=about_it))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import psutil
 
 COMMAND = """
+import sys
+sys.path.insert(0, ".")
 from nap import nap
 from rarescan.processes import run_parallel
 if __name__ == "__main__":

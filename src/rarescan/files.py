@@ -91,7 +91,7 @@ def _suffixes(path: Path) -> str:
     return path.name[len(path.name.split(".")[0]) :]
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | memoryview | str) -> None:
     """Write a file whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)

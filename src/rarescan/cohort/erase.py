@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarescan.cohort.partition import PERHAPS
+from rarescan.cohort.store import new_array
 from rarescan.files import RECIPE, atomic_path, write_atomic
 
 
@@ -27,7 +28,7 @@ def drop_volumes(path: Path, keep: Sequence[bool]) -> None:
         return
     shape = (sum(keep), *volumes.shape[1:])
     with atomic_path(path) as temporary:
-        kept = np.lib.format.open_memmap(temporary, mode="w+", dtype=volumes.dtype, shape=shape)
+        kept = new_array(temporary, volumes.dtype, shape)
         for place, row in enumerate(np.flatnonzero(keep)):
             kept[place] = volumes[row]
         kept.flush()

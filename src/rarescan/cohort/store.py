@@ -7,6 +7,7 @@ its tables in the subfolder `rarescan/`: `cohort.json` (grid, partition, counts)
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -110,6 +111,21 @@ def read_about(root: Path) -> dict[str, Any]:
     return about
 
 
+def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """Return a writable memory map of zeros whose room on the disk is taken already.
+
+    A map without it ends the process (SIGBUS) where the disk fills up, with no error to catch.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    _take_room(path)
+    return array
+
+
+def _take_room(path: Path) -> None:
+    with path.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+
+
 def create_volumes(root: Path, n_scans: int, grid: Grid) -> FloatArray:
     """Return a writable memory map, shape (n_scans, x, y, z), keeping rows already there."""
     path = tables(root) / VOLUMES
@@ -117,9 +133,10 @@ def create_volumes(root: Path, n_scans: int, grid: Grid) -> FloatArray:
     if path.exists():
         kept: FloatArray = np.load(path, mmap_mode="r+")
         if kept.shape == shape:
+            _take_room(path)
             return kept
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh: FloatArray = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    fresh: FloatArray = new_array(path, np.float32, shape)
     return fresh
 
 

@@ -29,6 +29,7 @@ from rarescan.cohort.partition import PartitionConfig, draw_partition
 from rarescan.cohort.store import (
     VOLUMES,
     create_volumes,
+    new_array,
     open_cohort,
     tables,
     write_cohort,
@@ -236,7 +237,7 @@ def _collect_volumes(
     volumes = np.load(scratch, mmap_mode="r")
     shape = (len(rows), *brain_grid(config.spacing_mm).shape)
     with atomic_path(final) as path:
-        kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        kept = new_array(path, np.float32, shape)
         for place, row in enumerate(rows):
             kept[place] = volumes[row]
         kept.flush()

@@ -5,6 +5,7 @@ person is one job: rendered, written into a folder of their own and renamed into
 interrupted export goes on where it stopped.
 """
 
+import io
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -120,8 +121,9 @@ def _write_person(job: _Job) -> None:
     config, person = job.visit.config, job.visit.person
     twin = job.work / "truth" / "twins" / f"{person.person_id}.npy"
     if is_patient(config, person.index) and not twin.exists():
-        with atomic_path(twin) as path:
-            np.save(path, person_volumes(config, [person.index], TWIN_MM, severity=0.0)[0])
+        buffer = io.BytesIO()
+        np.save(buffer, person_volumes(config, [person.index], TWIN_MM, severity=0.0)[0])
+        write_atomic(twin, buffer.getbuffer())
     if job.place.exists():
         return
     unfinished = job.work / "unfinished" / job.place.name
