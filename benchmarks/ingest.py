@@ -3,10 +3,9 @@
     python benchmarks/ingest.py [FOLDER] [--part one|many|memory|profile] [--repeats N]
 
 `one`: a series of 208 x 256 x 256, folder -> gated, de-identified NIfTI, against the wall time of
-bare `dcm2niix` with gzip in the same run. `many`: eight such series with one worker and with two.
-`memory`: the peak of the whole process
-tree, this one included, for 4, 16 and 64 series of 96 x 96 x 96. `profile`: where the time of
-`one` goes. Best of N everywhere.
+bare `dcm2niix` with gzip in the same run. `many`: sixty-four such series with one worker and with
+two. `memory`: the peak of the whole process tree, this one included, for 4, 16 and 64 series of
+96 x 96 x 96. `profile`: where the time of `one` goes. Best of N everywhere.
 """
 
 import argparse
@@ -79,14 +78,14 @@ def one(folder: Path, repeats: int) -> None:
 
 
 def many(folder: Path, repeats: int) -> None:
-    """Compare one worker with two on eight large series."""
-    export = make_export(folder / "many", 8, LARGE)
+    """Compare one worker with two on sixty-four large series."""
+    export = make_export(folder / "many", 64, LARGE)
     times: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     for _ in range(repeats):
         for workers, found in times.items():
             found.append(_timed(lambda w=workers: ingest(folder, export, w)))
     for workers, found in times.items():
-        print(f"8 series, {workers} workers: {_best(found)}")
+        print(f"64 series, {workers} workers: {_best(found)}")
     print(f"gain: {min(times[1])[0] / min(times[2])[0]:.2f} x (asked: 1.80)")
 
 

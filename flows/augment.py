@@ -23,7 +23,7 @@ from rarescan.configs.schema import RunConfig, dump_config, parse_config
 from rarescan.errors import SettingError, UnreachableError
 from rarescan.files import read_json, read_recipe, write_atomic, write_json
 from rarescan.flows.job import JobDiedError, JobResult, peak_memory, run_job
-from rarescan.flows.plan import Places, mark_finished, source_of, with_phantom_tables
+from rarescan.flows.plan import Places, mark_finished, show_paths, source_of, with_phantom_tables
 from rarescan.processes import available_cores
 
 _log = logging.getLogger("rarescan")
@@ -107,7 +107,7 @@ _ALL_CORES: Any = ThreadPoolTaskRunner(max_workers=available_cores())
 @flow(name="augment", task_runner=_ALL_CORES)
 def augment(config: Plain, *, overwrite: bool = False) -> str:
     """Go the whole way: from what came in to the report."""
-    run = parse_config(config)
+    run = parse_config(show_paths(config))
     places = Places(run.root)
     write_atomic(places.root / "config.yaml", dump_config(run))
     config = with_phantom_tables(run)
@@ -197,4 +197,5 @@ def _show_report(places: Places) -> None:
 @flow(name="verb")
 def single(verb: str, config: Plain, arguments: Plain, *, overwrite: bool = False) -> str:
     """Run one verb."""
-    return step.with_options(name=verb)(verb, config, arguments, overwrite=overwrite)
+    named = step.with_options(name=verb)
+    return named(verb, show_paths(config), show_paths(arguments), overwrite=overwrite)

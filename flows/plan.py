@@ -4,9 +4,12 @@
 run with these settings is complete already, which is what makes repeating a command quick.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import SecretStr
 
 from rarescan._version import VERSION
 from rarescan.configs.schema import RunConfig, plain_config
@@ -110,6 +113,36 @@ def with_phantom_tables(config: RunConfig) -> dict[str, Any]:
         plain["ingest"]["labels"] = plain["ingest"]["labels"] or str(folder / "labels.csv")
         plain["ingest"]["key_file"] = plain["ingest"]["key_file"] or str(folder / "pseudonym.key")
     return plain
+
+
+_PATHS = {"path", "labels", "key_file", "credentials_file", "confirmed_scans", "confirmed_persons"}
+
+
+def hide_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings in which the paths that a person typed are secrets.
+
+    Prefect keeps a flow's parameters, on a server that others read; a path may name a patient.
+    """
+    return {
+        key: hide_paths(value)
+        if isinstance(value, Mapping)
+        else SecretStr(value)
+        if key in _PATHS and isinstance(value, str)
+        else value
+        for key, value in values.items()
+    }
+
+
+def show_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `hide_paths` was given."""
+    return {
+        key: show_paths(value)
+        if isinstance(value, Mapping)
+        else value.get_secret_value()
+        if isinstance(value, SecretStr)
+        else value
+        for key, value in values.items()
+    }
 
 
 def finished_report(config: RunConfig) -> Path | None:

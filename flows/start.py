@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from rarescan.configs.schema import RunConfig, plain_config
 from rarescan.errors import MissingExtraError
-from rarescan.flows.plan import Places, with_phantom_tables
+from rarescan.flows.plan import Places, hide_paths, with_phantom_tables
 from rarescan.flows.server import owner, prefect_server, quiet_prefect
 
 Plain = dict[str, Any]
@@ -24,7 +26,8 @@ def run_verb(config: RunConfig, verb: str, arguments: Plain, *, overwrite: bool 
     from rarescan.flows.augment import single
 
     named = single.with_options(name=verb, flow_run_name=config.name)
-    plain = with_phantom_tables(config)
+    plain = hide_paths(with_phantom_tables(config))
+    arguments = {key: value and SecretStr(value) for key, value in arguments.items()}
     return Path(_on_a_server(config, lambda: named(verb, plain, arguments, overwrite=overwrite)))
 
 
@@ -35,7 +38,7 @@ def run_augment(config: RunConfig, *, overwrite: bool = False) -> Path:
     from rarescan.flows.augment import augment
 
     named = augment.with_options(flow_run_name=config.name)
-    plain = plain_config(config)
+    plain = hide_paths(plain_config(config))
     _on_a_server(config, lambda: named(plain, overwrite=overwrite))
     return Places(config.root).report
 

@@ -382,7 +382,7 @@ def test_row_32_one_study_with_two_dates_is_two_sessions(make: Any, tmp_path: Pa
     stacks = [s for own in (make(), make(later)) for s in find_stacks(_files(own))]
     found = select.sessions(stacks)
     assert {day: len(own) for day, own in found.items()} == {"2019-06-11": 1, "2019-09-12": 1}
-    assert all(s.fixes == () for own in found.values() for s in own)
+    assert all(s.fixes == ("SESSION_SPLIT",) for own in found.values() for s in own)
 
 
 def _files(data: Iterable[bytes]) -> list[File]:

@@ -45,6 +45,7 @@ DECISIVE: list[tuple[str, int, Callable[[int], Values] | None, Values]] = [
     ("LOCALIZER", 19, None, {}),
     ("DERIVED", 160, None, {"image_type": ("DERIVED", "SECONDARY", "MPR")}),
     ("DERIVED", 160, None, {"image_type": ("DERIVED", "SECONDARY")}),
+    ("SYNTHETIC", 160, one(50, synthetic="YES"), {}),
     ("BURNED_IN", 160, one(50, burned_in="YES"), {}),
     ("MP2RAGE_PART", 160, None, {"repetition_time_ms": 5000.0}),
     ("GD", 160, None, {"contrast_agent": "Dotarem"}),
@@ -182,7 +183,7 @@ def test_every_rule_has_a_test_and_every_code_an_explanation() -> None:
     tested |= {"MIXED_PATIENTS"}
     # Repairs made while stacks are formed are tested with the stacks.
     formed = {"DUP_SOP_HEADER", "DUP_SLICE", "SPLIT_ECHO", "SPLIT_ORIENTATION", "SPLIT_ACQ"}
-    formed |= {"JOINED", "SESSION_MERGED"}
+    formed |= {"JOINED", "SESSION_MERGED", "SESSION_SPLIT"}
     codes = [rule.code for rule in RULES]
     assert {*codes} == tested | formed
     assert len(codes) == len({*codes})

@@ -107,6 +107,19 @@ def test_a_confirmed_pair_becomes_one_person_with_two_sessions(
     assert not any(flag.startswith("perhaps_") for scan in scans for flag in scan.flags)
 
 
+def test_an_export_with_nothing_but_doubtful_scans_leaves_its_list_and_says_so(
+    given: tuple[Path, IngestConfig], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        with pytest.raises(InputError) as error:
+            ingest_export(given[0] / "c", tmp_path / "cohort", given[1], workers=1)
+        assert "rarescan review cohort" in error.value.remedy
+    (form,) = write_forms(tmp_path / "cohort", tmp_path)
+    config = replace(given[1], confirmed_scans=filled(form, "confirmed", "yes"))
+    ingest_export(given[0] / "c", tmp_path / "cohort", config, workers=1, overwrite=True)
+    assert len(open_cohort(tmp_path / "cohort").scans) == 1
+
+
 def test_only_doubtful_scans_can_be_confirmed(make_stack: Any) -> None:
     from rarescan.imaging.plan import Plan
 

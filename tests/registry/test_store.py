@@ -17,7 +17,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a database whose migrations have run (they take seconds)."""
     runs = tmp_path_factory.mktemp("runs")
-    connect(RegistryConfig(), runs)
+    with pytest.MonkeyPatch.context() as patch:
+        # MLflow itself puts the address of an earlier connection into the environment.
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        connect(RegistryConfig(), runs)
     return runs
 
 

@@ -85,7 +85,7 @@ def plant(folder: Path, tokens: Tokens) -> str:
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Return a folder with `export/`, `labels.csv` and `key`, and the tokens planted in them."""
+    """Return a folder with an export, labels and a key, and the tokens in them and their names."""
     root, tokens = tmp_path_factory.mktemp("hospital"), Tokens()
     config = PhantomConfig(patients=0, controls=N_PERSONS, voxel_mm=1.6, faults=False, seed=5)
     write_export(root / "made", config, workers=1)
@@ -94,9 +94,9 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
         shutil.rmtree(min((s for s in study.iterdir()), key=lambda s: len(list(s.iterdir()))))
         rows.append(f"{plant(study, tokens)},control,North")
     rows.append(f"{tokens.new('ID')},control,North")
-    (root / "made" / "export").rename(root / "export")
-    (root / "made" / "pseudonym.key").rename(root / "key")
-    (root / "labels.csv").write_text("\n".join(rows))
+    (root / "made" / "export").rename(root / f"export_{tokens.new('EX')}")
+    (root / "made" / "pseudonym.key").rename(root / f"key_{tokens.new('KY')}")
+    (root / f"labels_{tokens.new('LA')}").write_text("\n".join(rows))
     shutil.rmtree(root / "made")
     return root, tokens.planted
 
@@ -108,20 +108,23 @@ def test_no_token_is_in_any_byte_that_ingest_and_prepare_write_or_say(
 ) -> None:
     root, tokens = hospital
     work = tmp_path_factory.mktemp("work")
-    for name in ("export", "labels.csv", "key"):
+    export, key, labels = (path.name for path in sorted(root.iterdir()))
+    for name in (export, key, labels):
         (work / name).symlink_to(root / name)
-    source = "rarescan ingest export runs/cohort --labels labels.csv --key-file key"
+    tables = f"--labels {labels} --key-file {key}"
     # Without an address the command starts Prefect itself, as on a user's machine.
+    source = f"rarescan ingest {export} runs/cohort {tables}"
     done = command(source, work, PREFECT_API_URL="")
     assert done.returncode == 0, done.stderr
     told = done.stdout + done.stderr
     done = command(f"rarescan prepare runs/cohort runs/prepared {OPTIONS}", work)
     assert done.returncode == 0, done.stderr
     told += done.stdout + done.stderr
-    patient = (root / "labels.csv").read_text().splitlines()[1].split(",")[0]
+    patient = (root / labels).read_text().splitlines()[1].split(",")[0]
     twice = f"patient_id,diagnosis\n{patient},control\n{patient},bvFTD\n"
     (work / "twice.csv").write_text(twice)
-    done = command("rarescan ingest export runs/no --labels twice.csv --key-file key", work)
+    again = f"rarescan ingest {export} runs/no --labels twice.csv --key-file {key}"
+    done = command(again, work)
     assert done.returncode == 4
     told += done.stdout + done.stderr
     (work / "told").mkdir()

@@ -6,6 +6,7 @@ its tables in the subfolder `rarescan/`: `cohort.json` (grid, partition, counts)
 0 to 1, 0 outside the brain), read as a memory map in the order of the table.
 """
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.json
 import pyarrow.parquet as pq
 
 from rarescan.cohort.contracts import Cohort, Condition, FloatArray, Grid, Part, Scan
@@ -63,8 +65,7 @@ def write_cohort(
 ) -> None:
     """Write a cohort's tables under `root`; `about` is kept as it is (counts, versions)."""
     rows = [_row(scan) for scan in scans]
-    with atomic_path(tables(root) / "scans.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path, compression="zstd")
+    _write_rows(tables(root) / "scans.parquet", rows, _SCHEMA)
     grid_values = None if grid is None else asdict(grid)
     write_json(
         tables(root) / "cohort.json",
@@ -101,7 +102,7 @@ def open_cohort(root: Path) -> Cohort:
 
 def read_scans(root: Path) -> tuple[Scan, ...]:
     """Return a cohort's scans, also of a folder that is still being written."""
-    rows = pq.read_table(tables(root) / "scans.parquet").to_pylist()
+    rows = pq.ParquetFile(tables(root) / "scans.parquet").read().to_pylist()
     return tuple(_scan(row) for row in rows)
 
 
@@ -207,8 +208,20 @@ def write_events(root: Path, events: Sequence[Mapping[str, Any]]) -> None:
         [(n, pa.string()) for n in ("stack_id", "person_id", "code", "action", "detail")]
         + [("n_files", pa.int64())]
     )
-    with atomic_path(tables(root) / "events.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+    _write_rows(tables(root) / "events.parquet", rows, schema)
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    # By way of JSON: where pyarrow is given Python lists, it imports pandas, for half a second.
+    lines = io.BytesIO("\n".join(map(json.dumps, rows)).encode())
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    table = (
+        pyarrow.json.read_json(lines, parse_options=options)
+        if rows
+        else pa.Table.from_batches([], schema)
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table.select(schema.names), temporary, compression="zstd")
 
 
 def read_events(root: Path) -> list[dict[str, Any]]:
@@ -216,5 +229,5 @@ def read_events(root: Path) -> list[dict[str, Any]]:
     path = tables(root) / "events.parquet"
     if not path.exists():
         return []
-    rows = pq.read_table(path).to_pylist()
+    rows = pq.ParquetFile(path).read().to_pylist()
     return [{**row, "detail": json.loads(row["detail"])} for row in rows]

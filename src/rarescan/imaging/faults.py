@@ -224,6 +224,7 @@ RULES: Sequence[Rule] = (
     _rule("SPLIT_ACQ", _fixed("SPLIT_ACQ")),
     _rule("JOINED", _fixed("JOINED")),
     _rule("SESSION_MERGED", _fixed("SESSION_MERGED")),
+    _rule("SESSION_SPLIT", _fixed("SESSION_SPLIT")),
     _rule("IOP_ROUNDED", _iop_rounded),
     _rule("INTERPOLATED", _where(geometry.interpolated)),
     _rule("CHARSET", _file_fault("CHARSET")),
@@ -234,6 +235,7 @@ RULES: Sequence[Rule] = (
     _rule("MIXED_PATIENTS", _fact("MIXED_PATIENTS")),
     # Not wanted.
     _rule("SOP_CLASS", lambda c: not _every(c, lambda h: h.sop_class in (MR_IMAGE, ENHANCED_MR))),
+    _rule("SYNTHETIC", lambda c: not _every(c, lambda h: h.synthetic != "YES")),
     _rule("PHANTOM", _test_object),
     _rule("TRUNC_HEADER", _fact("TRUNC_HEADER")),
     _rule("MOSAIC", _mosaic),

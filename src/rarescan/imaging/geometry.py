@@ -5,9 +5,10 @@ where all is well; `faults.RULES` says what follows. Slices are compared along t
 their plane, never by InstanceNumber or SliceLocation.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from rarescan.imaging.header import Header
 from rarescan.imaging.stacks import FloatVector, Stack, axes_of
 
 Numbers = dict[str, float | str]
@@ -22,13 +23,13 @@ _LETTERS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "H": (2, 1), "
 
 def worst_skew(stack: Stack) -> float:
     """Return how far the worst orientation is from two unit vectors at a right angle."""
-    return max(_skew(f.header) for f in stack.files)
+    return max(_skew(orientation) for orientation in {f.header.orientation for f in stack.files})
 
 
-def _skew(h: Header) -> float:
-    if h.orientation is None:
+def _skew(orientation: Sequence[float] | None) -> float:
+    if orientation is None:
         return np.inf
-    row, column = np.reshape(np.array(h.orientation), (2, 3))
+    row, column = np.reshape(np.array(orientation), (2, 3))
     lengths = [abs(float(np.linalg.norm(v)) - 1) for v in (row, column)]
     return max(*lengths, abs(float(row @ column)))
 

@@ -186,6 +186,7 @@ class Header:
     sex: str | None = _tag(0x00100040, word("M", "F", "O"))
     age_years: float | None = _tag(0x00101010, age)
     body_part: str | None = _tag(0x00180015, text)
+    synthetic: str | None = _tag(0x0008001C, word("YES", "NO"))
     burned_in: str | None = _tag(0x00280301, word("YES", "NO"))
     # Physics.
     scanning_sequence: tuple[str, ...] = _tag(0x00180020, words, ())

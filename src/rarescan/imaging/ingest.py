@@ -21,7 +21,7 @@ import pydicom
 from rarescan._version import VERSION
 from rarescan.cohort.contracts import Condition, Scan
 from rarescan.cohort.partition import PERHAPS, smallest_group
-from rarescan.cohort.store import write_cohort, write_events
+from rarescan.cohort.store import read_about, write_cohort, write_events
 from rarescan.errors import InputError, RarescanError
 from rarescan.files import Recipe, run_step, sha256_file
 from rarescan.imaging import identity
@@ -117,7 +117,14 @@ def ingest_export(
             shutil.rmtree(work)
             raise
 
-    return run_step(folder, recipe, build, overwrite=overwrite)
+    run_step(folder, recipe, build, overwrite=overwrite)
+    if not read_about(folder)["scans"]:
+        raise InputError(
+            "No T1 scan was accepted, and some wait for a human.",
+            remedy=f"Look at `rarescan review {folder.name}`, answer, and ingest again with "
+            "ingest.confirmed_scans and --overwrite.",
+        )
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +166,7 @@ def _fill(work: Path, given: _Given) -> None:
     for result in results:
         events += result["events"]
     used = settle_equal_pixels(work, [r for r in results if r["scan"]], events, register)
-    if not used:
+    if not used and not any(row["code"] in CONFIRMABLE for row in events):
         raise _no_t1(events)
     rows = {found["session"]["label_row"] for found in used}
     events += plan.labels_without_scan(rows, register)

@@ -171,7 +171,7 @@ def texts_in(path: Path) -> Iterator[str]:
         with gzip.open(path) as stream:
             yield stream.read(_NIFTI_HEADER).decode("latin-1")
     elif path.suffix == ".parquet":
-        yield "\n".join(_strings(pq.read_table(path).to_pylist()))
+        yield "\n".join(_strings(pq.ParquetFile(path).read().to_pylist()))
     elif path.suffix == ".json":
         yield "\n".join(_strings(json.loads(path.read_text())))
     else:

@@ -8,7 +8,8 @@ from inversion to inversion on one vendor's scanners and from excitation to exci
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal
@@ -210,9 +211,9 @@ def _taken_before(header: Header, other: Header) -> bool:
 def sessions(stacks: Iterable[Stack]) -> dict[str, list[Stack]]:
     """Return the stacks of one person by session, as first day (YYYY-MM-DD, or "") -> stacks.
 
-    A session is what was taken within 24 hours of its first stack. Whatever the study's identifier
-    says: one study may hold two visits, and one visit be sent as two studies. The second is noted
-    on every stack of the session as the repair `SESSION_MERGED`.
+    A session is what was taken within 24 hours of its first stack, whatever the study's identifier
+    says: one study may hold two visits (noted as the repair `SESSION_SPLIT`), and one visit may be
+    sent as two studies (`SESSION_MERGED`).
     """
     visits: list[list[Stack]] = []
     end = _NEVER
@@ -222,7 +223,10 @@ def sessions(stacks: Iterable[Stack]) -> dict[str, list[Stack]]:
         else:
             visits.append([stack])
             end = _moment(stack.first) + _ONE_DAY
-    return {found[0].first.study_day or "": _noted(found) for found in visits}
+    n_visits: Counter[str | None] = Counter(
+        uid for found in visits for uid in {s.first.study_uid for s in found} if uid
+    )
+    return {found[0].first.study_day or "": _noted(found, n_visits) for found in visits}
 
 
 _NEVER, _ONE_DAY = datetime(1, 1, 1), timedelta(days=1)
@@ -238,10 +242,16 @@ def _moment(h: Header) -> datetime:
     return datetime.fromisoformat(h.study_day) + timedelta(hours=hour, minutes=minute)
 
 
-def _noted(stacks: list[Stack]) -> list[Stack]:
-    if len({s.first.study_uid for s in stacks}) == 1 or not stacks[0].first.study_day:
+def _noted(stacks: list[Stack], n_visits: Mapping[str | None, int]) -> list[Stack]:
+    """Return a session's stacks with the repairs that made it; `n_visits` is by study."""
+    if not stacks[0].first.study_day:
         return stacks
-    return [replace(s, fixes=(*s.fixes, "SESSION_MERGED")) for s in stacks]
+    merged = ("SESSION_MERGED",) * (len({s.first.study_uid for s in stacks}) > 1)
+    split = ("SESSION_SPLIT",)
+    return [
+        replace(s, fixes=(*s.fixes, *merged, *split * (n_visits[s.first.study_uid] > 1)))
+        for s in stacks
+    ]
 
 
 def rank(stacks: Sequence[Stack], siblings: Sequence[Stack]) -> list[Stack]:
