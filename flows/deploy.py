@@ -30,7 +30,7 @@ def serve_local(configs: Sequence[RunConfig]) -> None:
                 f"The run '{config.name}' has no schedule.",
                 remedy='Set `schedule` to a cron line, for example schedule: "0 2 * * 6".',
             )
-    with prefect_server(Path(configs[0].runs) / ".prefect") as api:
+    with prefect_server(Path(configs[0].runs) / ".prefect", schedules=True) as api:
         from prefect import serve
 
         from rarescan.flows.augment import augment

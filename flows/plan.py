@@ -115,7 +115,8 @@ def with_phantom_tables(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-_PATHS = {"path", "labels", "key_file", "credentials_file", "confirmed_scans", "confirmed_persons"}
+_PATHS = {"path", "labels", "key_file", "credentials_file", "persons"}
+_PATHS |= {"confirmed_scans", "confirmed_persons"}
 
 
 def hide_paths(values: Mapping[str, Any]) -> dict[str, Any]:

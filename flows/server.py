@@ -35,6 +35,7 @@ _ENVIRONMENT = {
     # A person sees our one line; the whole log is on the server's pages.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "rarescan",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 
 
@@ -45,13 +46,15 @@ def quiet_prefect() -> None:
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[str]:
+def prefect_server(home: Path, *, schedules: bool = False) -> Iterator[str]:
     """Yield the address of the Prefect API to use, and set the environment for it.
 
     Parameters
     ----------
     home : Path
         Where Prefect keeps its database when no server is configured.
+    schedules : bool
+        A server of our own also plans scheduled runs.
 
     Raises
     ------
@@ -67,7 +70,7 @@ def prefect_server(home: Path) -> Iterator[str]:
         return
     home.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_HOME", str(home.resolve()))
-    with _own_server() as api:
+    with _own_server(schedules=schedules) as api:
         os.environ["PREFECT_API_URL"] = api
         try:
             _clear_up(api)
@@ -103,13 +106,15 @@ def _machine_tag() -> str:
 
 
 @contextmanager
-def _own_server() -> Iterator[str]:
+def _own_server(*, schedules: bool) -> Iterator[str]:
+    # What Prefect calls ephemeral starts quicker, without the service that plans runs.
+    kind = {} if schedules else {"PREFECT__SERVER_EPHEMERAL": "1"}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "rarescan.flows.guardian", owner()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
+        env={**os.environ, "PREFECT_UI_ENABLED": "0", **kind},
         start_new_session=True,
     )
     try:

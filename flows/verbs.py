@@ -16,7 +16,7 @@ from typing import Any
 
 from rarescan.cohort.store import open_cohort, read_about, require_grid, tables, write_cohort
 from rarescan.configs.schema import RunConfig
-from rarescan.errors import GateRefusedError, SettingError
+from rarescan.errors import GateRefusedError, InputError, SettingError
 from rarescan.files import Recipe, read_json, require_recipe, run_step, write_json
 from rarescan.generative.spec import GeneratorSpec
 from rarescan.processes import available_cores
@@ -39,6 +39,12 @@ def pull(config: RunConfig, folder: Path, *, overwrite: bool = False) -> Path:
     _log.info("%d series with %d files are complete", pulled.n_series, pulled.n_files)
     if pulled.n_incomplete:
         _log.warning("%d series came incomplete; repeat the command later", pulled.n_incomplete)
+    if not pulled.n_series + pulled.n_incomplete:
+        raise InputError(
+            "The archive has no series that matches.",
+            remedy="Check pull.from_date, to_date, persons, modality and description, and the "
+            "path in pull.address (often it ends in /dicom-web).",
+        )
     return folder
 
 

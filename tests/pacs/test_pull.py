@@ -25,6 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import AssociationSocket
 
+from rarescan.configs.schema import RunConfig
 from rarescan.errors import (
     ChangedRecipeError,
     ExitCode,
@@ -32,6 +33,7 @@ from rarescan.errors import (
     SettingError,
     UnreachableError,
 )
+from rarescan.flows import verbs
 from rarescan.pacs.pull import pull_series
 from rarescan.pacs.spec import PullConfig
 
@@ -207,6 +209,16 @@ def test_descriptions_persons_and_days_choose(
     assert received(done.export) == held(archive, "T1 space")
     done = pull_series(tmp_path / "d", settings(way, description="T1*"))
     assert received(done.export) == held(archive, "t1_mprage")
+
+
+@here
+def test_the_verb_says_so_where_nothing_matches(
+    settings: Any, archive: Archive, tmp_path: Path
+) -> None:
+    config = RunConfig(pull=settings("web", description="flair*"))
+    with pytest.raises(InputError, match="no series that matches") as error:
+        verbs.pull(config, tmp_path / "a")
+    assert "description" in error.value.remedy
 
 
 @here
