@@ -7,11 +7,13 @@ from typing import Any
 
 import pydicom
 import pytest
+from synthetic_series import N, config, make_folder
 
 from rarescan.errors import SettingError, UnreachableError
 from rarescan.imaging.ingest import ingest_export
 from rarescan.imaging.spec import IngestConfig
 from rarescan.pacs.pull import pull_series
+from rarescan.pacs.push import push_batch
 from rarescan.pacs.spec import PullConfig
 
 pytestmark = pytest.mark.pacs
@@ -124,6 +126,26 @@ def test_a_repeated_pull_fetches_only_what_is_missing(
     assert pull_series(tmp_path / "pulled", settings(way)) == first
     assert {p.read_bytes() for p in lost.iterdir()} == whole
     assert {p: p.stat().st_mtime_ns for folder in kept for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("way", ["web", "dicom"])
+def test_a_batch_of_synthetic_persons_arrives_whole(
+    way: str, orthanc: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RARESCAN_PUSH_CREDENTIALS", orthanc.credentials)
+    batch = make_folder(tmp_path / way, "release")
+    before = {*orthanc.call("/instances")}
+    assert push_batch(batch, config(getattr(orthanc, way))) == 2
+    new = {*orthanc.call("/instances")} - before
+    try:
+        tags = [orthanc.call(f"/instances/{one}/tags") for one in new]
+        persons = sorted(t["0010,0020"]["Value"] for t in tags)
+        assert persons == ["SYN-0-000001"] * N + ["SYN-0-000002"] * N
+        assert {t["0008,001c"]["Value"] for t in tags} == {"YES"}
+        assert push_batch(batch, config(getattr(orthanc, way))) == 0
+    finally:
+        for one in new:
+            orthanc.call(f"/instances/{one}", method="DELETE")
 
 
 def test_a_stranger_and_a_wrong_password_are_told_what_to_do(

@@ -7,21 +7,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from synthetic_series import N, config, make_folder
 
 from rarescan.configs.schema import load_config
 from rarescan.errors import GateRefusedError, InputError, SettingError, UnreachableError
-from rarescan.files import Recipe, run_step, write_json
-from rarescan.imaging.dicom_out import uid, write_series
 from rarescan.pacs import push
 from rarescan.pacs.push import push_batch
 from rarescan.pacs.spec import PushConfig, PushTarget
-
-N = 4
-"""Slices of a series."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,23 +28,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def batch(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "dicom", "release")
-
-
-def make_folder(folder: Path, permitted_use: str) -> Path:
-    """Return what `rarescan dicom` writes, of two persons."""
-
-    def build(work: Path) -> None:
-        for person in ("SYN000001", "SYN000002"):
-            labels = {"SeriesInstanceUID": uid(person), "PatientID": f"SYN-0-{person[3:]}"}
-            write_series(work / person, np.ones((3, 5, N), np.int16), np.eye(4), labels)
-        write_json(work / "batch.json", {"permitted_use": permitted_use})
-
-    return run_step(folder, Recipe(step="dicom", schema=1), build)
-
-
-def config(address: str, *, inside: bool = False) -> PushConfig:
-    targets = {"research": PushTarget(address=address, inside=inside)}
-    return PushConfig(to="research", targets=targets)
 
 
 class Archive:
