@@ -27,7 +27,7 @@ _BEFORE_MODELS = ("phantom", "cohort", "prepared")
 _AFTER_MODELS = ("network", "evaluation", "decision", "synthetic", "classifiers")
 _MEASURES = ("mmd", "kid", "fid", "is", "fid_jackknife", "precision", "recall", "density")
 _PRIVACY = ("flagged", "n", "outcome", "threshold", "upper_bound", "canary_power")
-_CHAMPION = ("family", "model_uri", "version", "permitted_use")
+_CHAMPION = ("candidate", "family", "model_uri", "version", "permitted_use")
 
 
 @cache
@@ -256,7 +256,7 @@ def _of_the_champion(
     scores: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what is said of the champion alone, with the real persons' figures beside it."""
-    chosen = candidates.get((champion or {}).get("family", ""), {})
+    chosen = candidates.get((champion or {}).get("candidate", ""), {})
     fidelity = chosen.get("condition_fidelity")
     network = scores.get("network") or {}
     real = {"real_accuracy": network.get("accuracy"), "real_auc": network.get("auc")}

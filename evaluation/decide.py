@@ -1,35 +1,49 @@
 """Which candidate is registered, and for what use: gates first, then the ranking, as a value.
 
-`decide` is pure: numbers in, `Decision` out. A candidate with a failed gate is dropped; among the
-rest the smallest primary MMD^2 and all that are not significantly worse form the selection set;
-inside the set privacy decides, then the distance, then the cost. `insufficient` never counts as
-pass: it keeps a batch inside the controller.
+`decide` is pure: numbers in, `Decision` out. A candidate with a failed gate is dropped; `ranking`
+orders the rest; a registered champion stays unless it fails a gate or a challenger is
+significantly nearer to real persons. `insufficient` never counts as pass: it keeps a batch inside
+the controller.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from rarescan.cohort.contracts import Decision, FeatureSet, Gate, PermittedUse, Score
 from rarescan.errors import InputError
 from rarescan.evaluation.evaluate import SCORES
-from rarescan.evaluation.features import PRIMARY, SECOND, require_one_extractor
-from rarescan.evaluation.intervals import holm
-from rarescan.evaluation.relative import Relative, compare
+from rarescan.evaluation.features import PRIMARY, require_one_extractor
+from rarescan.evaluation.ranking import REFERENCE, Entrant, Race, Selection, table
 from rarescan.evaluation.spec import SelectConfig
 from rarescan.files import content_id, read_json
 
-Array = npt.NDArray[np.float64]
 Reason = tuple[str, str]
+Verdict = Literal["register", "keep_champion", "refuse"]
 
 NEVER_REGISTERED = frozenset({"transfer"})
-"""Its samples keep a real person's anatomy, whatever the gates say."""
+"""Families whose samples keep a real person's anatomy, whatever the gates say."""
+RULE = (
+    "Gates first. Then the smallest unbiased RBF-MMD^2 to validation persons and all candidates "
+    "that are not significantly farther (relative similarity, variance corrected for the pairwise "
+    "part, Holm); inside that set privacy, then the second distance, then cost (30 %), then the "
+    "simpler family. A champion is replaced when it fails a gate or a challenger is significantly "
+    "nearer (Bonferroni over challengers and over earlier uses of the same persons)."
+)
 _PRIVACY_GATE = "copies"
-_Z = 1.645
+_FEWEST_ROWS = 4
+_MOST_PERSONS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedDecision(Decision):
+    """A decision with the numbers of its ranking."""
+
+    selection: dict[str, Any] = field(default_factory=dict)
+    """`rule`, `candidates` (one row each), `champion`, `against_champion`, `could_not_separate`,
+    `persons_needed`, `disagreeing`, `n_persons`, `reference_id`, `heldout_uses`, `level`."""
 
 
 def read_scores(folder: Path) -> dict[str, Any]:
@@ -50,54 +64,83 @@ def read_scores(folder: Path) -> dict[str, Any]:
     return scores
 
 
+def reference_id(features: Mapping[str, Mapping[str, FeatureSet]]) -> str:
+    """Return what the validation persons are known by where their use is counted."""
+    return content_id(sorted(features[PRIMARY][REFERENCE].person_ids))
+
+
 def decide(
     scores: Mapping[str, Any],
-    seconds_per_scan: Mapping[str, float],
+    entrants: Mapping[str, Entrant],
     features: Mapping[str, Mapping[str, FeatureSet]],
     champion: str | None = None,
     config: SelectConfig | None = None,
-) -> Decision:
+    *,
+    earlier: Collection[str] = (),
+) -> RankedDecision:
     """Return which candidate to register, or why none.
 
     Parameters
     ----------
     scores : mapping
         From `read_scores`.
-    seconds_per_scan : mapping of str to float
-        Candidate -> cost of one synthetic scan; the last tie-breaker.
+    entrants : mapping of str to Entrant
+        Candidate -> family and cost of one synthetic scan.
     features : mapping
         Extractor -> set -> features, from `features.read_features`.
     champion : str, optional
         The candidate that is the registered model, where there is one. It stays unless it fails
         a gate or another is significantly nearer to the real persons.
     config : SelectConfig, optional
+    earlier : collection of str
+        Ids of decisions taken on the same validation persons. Every use costs: all tests are made
+        at alpha / (1 + number of other decisions).
 
     Returns
     -------
-    Decision
+    RankedDecision
         `register` with the winner, `keep_champion`, or `refuse` with `chosen=None`.
+
+    Raises
+    ------
+    InputError
+        Features or scores of a candidate are missing, too few, or of another extractor.
     """
     config = config or SelectConfig()
     candidates = scores["candidates"]
     _require_complete(candidates, features, champion)
+    costs = {name: entrant.seconds_per_scan for name, entrant in entrants.items()}
+    inputs = content_id([scores, costs, champion, config.alpha])
+    heldout_uses = 1 + len(set(earlier) - {inputs})
     gates = {name: tuple(Gate(**g) for g in c["gates"]) for name, c in candidates.items()}
+    race = Race(
+        scores["extractors"]["sigma2"],
+        features,
+        entrants,
+        frozenset(n for n in gates if _outcome(gates[n], _PRIVACY_GATE) == "pass"),
+        config.alpha / heldout_uses,
+    )
     reasons: list[Reason] = []
-    eligible = [name for name in candidates if not _dropped(name, gates[name], reasons)]
-    race = _Race(scores, features, gates, seconds_per_scan, config)
-    challengers = [name for name in eligible if name != champion]
-    chosen = race.winner(challengers, reasons)
-    verdict, chosen = _against(champion, chosen, eligible, race, reasons)
+    eligible = [n for n in candidates if not _dropped(n, race.family(n), gates[n], reasons)]
+    verdict, chosen, ranked = _rank(race, eligible, champion, reasons)
     use = _permitted_use(chosen, gates, reasons)
-    numbers = {name: tuple(_rows(candidate)) for name, candidate in candidates.items()}
-    inputs = [scores, dict(seconds_per_scan), champion, config.alpha]
-    return Decision(
-        decision_id=content_id(inputs),
+    return RankedDecision(
+        decision_id=inputs,
         verdict=verdict,
         chosen=chosen,
         permitted_use=use,
         gates=gates,
         reasons=tuple(reasons),
-        scores=numbers,
+        scores={name: tuple(_rows(candidate)) for name, candidate in candidates.items()},
+        selection={
+            "rule": RULE,
+            "champion": champion,
+            "n_persons": race.n_persons,
+            "reference_id": reference_id(features),
+            "heldout_uses": heldout_uses,
+            "level": race.level,
+            **ranked.numbers(race, candidates),
+        },
     )
 
 
@@ -107,7 +150,7 @@ def _require_complete(
     champion: str | None,
 ) -> None:
     primary = features.get(PRIMARY, {})
-    missing = [name for name in ("validation", *candidates) if name not in primary]
+    missing = [name for name in (REFERENCE, *candidates) if name not in primary]
     if champion is not None and champion not in candidates:
         missing.append(champion)
     if missing:
@@ -115,149 +158,143 @@ def _require_complete(
             f"There are no {PRIMARY} features or scores of '{missing[0]}'.",
             remedy="Run `rarescan evaluate` again with this candidate among the models.",
         )
+    few = [name for name in candidates if len(primary[name].values) < _FEWEST_ROWS]
+    if few:
+        raise InputError(
+            f"'{few[0]}' has {len(primary[few[0]].values)} synthetic scans; candidates are "
+            f"compared with {_FEWEST_ROWS} or more.",
+            remedy="Raise evaluate.n_synthetic; 1000 or more separate close candidates.",
+        )
     for sets in features.values():
         require_one_extractor(sets)
 
 
-def _dropped(name: str, gates: tuple[Gate, ...], reasons: list[Reason]) -> bool:
+def _dropped(name: str, family: str, gates: tuple[Gate, ...], reasons: list[Reason]) -> bool:
     failed = [gate for gate in gates if gate.outcome == "fail"]
     for gate in failed:
         reasons.append(("gate_failed", f"{name} fails the gate {gate.name}: {gate.reason}"))
-    if name in NEVER_REGISTERED:
+    if family in NEVER_REGISTERED:
         reasons.append(
             ("never_registered", f"{name} keeps the anatomy of real persons: never registered.")
         )
-    return bool(failed) or name in NEVER_REGISTERED
+    return bool(failed) or family in NEVER_REGISTERED
 
 
 @dataclass(frozen=True)
-class _Race:
-    """Ranks candidates by their distance to the validation persons."""
+class _Ranked:
+    """What the ranking found, for the decision's numbers."""
 
-    scores: Mapping[str, Any]
-    features: Mapping[str, Mapping[str, FeatureSet]]
-    gates: Mapping[str, tuple[Gate, ...]]
-    seconds: Mapping[str, float]
-    config: SelectConfig
+    selection: Selection | None = None
+    disagreeing: Mapping[str, list[str]] = field(default_factory=dict)
+    against_champion: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
-    def winner(self, names: list[str], reasons: list[Reason]) -> str | None:
-        """Return the best of the named candidates and say why."""
-        if not names:
-            return None
-        selected, tests = self.selection_set(names, PRIMARY)
-        best = min(names, key=self._distance)
-        for name, (p, relative) in tests.items():
-            inside = name in selected
-            reasons.append(
-                (
-                    "in_set" if inside else "not_in_set",
-                    f"{name} is {'not ' if inside else ''}significantly farther from real persons "
-                    f"than {best} (MMD^2 difference {relative.difference:.2g}, p = {p:.2g}).",
-                )
-            )
-        if len(selected) > 1:
-            reasons.append(("could_not_separate", self._persons_needed(selected, best, tests)))
-        self._second_opinion(names, selected, reasons)
-        chosen = min(selected, key=self._order)
-        reasons.append(("chosen", self._why(chosen, selected)))
-        return chosen
-
-    def selection_set(
-        self, names: list[str], extractor: str
-    ) -> tuple[list[str], dict[str, tuple[float, Relative]]]:
-        """Return the nearest candidate with all not significantly worse, and Holm's p-values."""
-        distance = {n: self._distance(n, extractor) for n in names}
-        best = min(names, key=lambda n: distance[n])
-        others = [n for n in names if n != best]
-        tests = [self.relative(n, best, extractor) for n in others]
-        adjusted = holm(np.array([t.p_worse for t in tests])) if tests else np.zeros(0)
-        p = {n: (float(a), t) for n, a, t in zip(others, adjusted, tests, strict=True)}
-        return [n for n in names if n == best or p[n][0] >= self.config.alpha], p
-
-    def relative(self, a: str, b: str, extractor: str = PRIMARY) -> Relative:
-        """Return how much farther than `b` the candidate `a` is from the validation persons."""
-        sets = self.features[extractor]
-        rows = [sets[name].values.astype(np.float64) for name in ("validation", a, b)]
-        sigma2 = float(self.scores["extractors"]["sigma2"][extractor])
-        return compare(rows[0], rows[1], rows[2], sigma2=sigma2)
-
-    def _distance(self, name: str, extractor: str = PRIMARY) -> float:
-        return float(self.scores["candidates"][name]["scores"][extractor]["mmd"]["value"])
-
-    def _order(self, name: str) -> tuple[bool, float, float, str]:
-        private = _outcome(self.gates[name], _PRIVACY_GATE) == "pass"
-        return not private, self._distance(name), self.seconds.get(name, np.inf), name
-
-    def _why(self, chosen: str, selected: list[str]) -> str:
-        value = self._distance(chosen)
-        if len(selected) == 1:
-            return f"{chosen} is nearest to real persons (MMD^2 {value:.2g})."
-        nearest = chosen == min(selected, key=self._distance)
-        why = (
-            "is the nearest of those" if nearest else "passes the search for copies, unlike others"
-        )
-        return f"{chosen} {why} that could not be separated (MMD^2 {value:.2g})."
-
-    def _persons_needed(
-        self, selected: list[str], best: str, tests: Mapping[str, tuple[float, Relative]]
-    ) -> str:
-        n = len(self.features[PRIMARY]["validation"].values)
-        needed = [
-            n * (_Z * tests[name][1].se / tests[name][1].difference) ** 2
-            for name in selected
-            if name != best and tests[name][1].difference > 0
-        ]
-        text = f"{' and '.join(selected)} could not be separated with {n} validation persons"
-        return f"{text}; about {np.ceil(max(needed)):.0f} would." if needed else f"{text}."
-
-    def _second_opinion(self, names: list[str], selected: list[str], reasons: list[Reason]) -> None:
-        """Say so where the region vector selects entirely different candidates."""
-        if any(name not in self.features.get(SECOND, {}) for name in (*names, "validation")):
-            return
-        second, _ = self.selection_set(names, SECOND)
-        if not set(second) & set(selected):
-            reasons.append(
-                (
-                    "extractor_disagreement",
-                    f"By the region vector {' and '.join(second)} would have been selected.",
-                )
-            )
+    def numbers(self, race: Race, candidates: Mapping[str, Any]) -> dict[str, Any]:
+        """Return them as JSON values."""
+        found = self.selection
+        needed = found.persons_needed(race.n_persons, race.level) if found else None
+        return {
+            "candidates": table(race, found, candidates) if found else [],
+            "could_not_separate": list(found.names) if found and len(found.names) > 1 else [],
+            "persons_needed": needed,
+            "disagreeing": dict(self.disagreeing),
+            "against_champion": dict(self.against_champion),
+        }
 
 
-def _against(
-    champion: str | None,
-    challenger: str | None,
-    eligible: list[str],
-    race: _Race,
-    reasons: list[Reason],
-) -> tuple[Literal["register", "keep_champion", "refuse"], str | None]:
-    """Let the challenger meet the registered model."""
-    if champion is None or champion not in eligible:
-        if challenger is None:
-            reasons.append(("refused", "No candidate passed without a failed gate."))
-            return "refuse", None
+def _rank(
+    race: Race, eligible: list[str], champion: str | None, reasons: list[Reason]
+) -> tuple[Verdict, str | None, _Ranked]:
+    """Rank the challengers and let them meet the registered model."""
+    challengers = [name for name in eligible if name != champion]
+    stands = champion in eligible
+    if not challengers:
+        if stands:
+            reasons.append(("champion_kept", f"No candidate could challenge {champion}."))
+            return "keep_champion", champion, _Ranked()
+        reasons.append(("refused", "No candidate passed without a failed gate."))
+        return "refuse", None, _Ranked()
+    selection = race.selection(challengers)
+    disagreeing = race.disagreeing(selection.names, challengers)
+    _explain(race, selection, disagreeing, reasons)
+    against = _against(race, champion, challengers) if champion and stands else {}
+    ranked = _Ranked(selection, disagreeing, against)
+    if champion is None or not stands:
         if champion is not None:
             reasons.append(("champion_replaced", f"The champion {champion} fails a gate."))
-        return "register", challenger
-    if challenger is None:
-        reasons.append(("champion_kept", f"No candidate could challenge {champion}."))
-        return "keep_champion", champion
-    p = race.relative(challenger, champion).p_better
-    if p < race.config.alpha:
+        return "register", _chosen(race, selection.names, reasons), ranked
+    nearer = [name for name in selection.names if against[name]["p"] < race.level]
+    if nearer:
+        chosen = _chosen(race, nearer, reasons)
+        text = f"{chosen} is significantly nearer than {champion} ({_tested(against[chosen])})."
+        reasons.append(("champion_replaced", text))
+        return "register", chosen, ranked
+    best = selection.nearest
+    text = f"{best} is not significantly nearer than {champion} ({_tested(against[best])})."
+    reasons.append(("champion_kept", text))
+    return "keep_champion", champion, ranked
+
+
+def _against(race: Race, champion: str, challengers: list[str]) -> dict[str, dict[str, float]]:
+    """Return challenger -> difference to the champion, its SE, p corrected for their number."""
+    tests = {name: race.relative(name, champion) for name in challengers}
+    return {
+        name: {
+            "difference": test.difference,
+            "se": test.se,
+            "p": min(1.0, test.p_better * len(challengers)),
+        }
+        for name, test in tests.items()
+    }
+
+
+def _tested(test: Mapping[str, float]) -> str:
+    return f"MMD^2 difference {test['difference']:.2g}, p = {test['p']:.2g}"
+
+
+def _chosen(race: Race, selected: Collection[str], reasons: list[Reason]) -> str:
+    chosen, why = race.pick(list(selected))
+    among = " of those that could not be separated" if len(selected) > 1 else ""
+    reasons.append(("chosen", f"{chosen} {why}{among} (n = {race.n_persons} persons)."))
+    return chosen
+
+
+def _explain(
+    race: Race,
+    selection: Selection,
+    disagreeing: Mapping[str, list[str]],
+    reasons: list[Reason],
+) -> None:
+    """Say who is in the selection set, what would divide it, and which extractor sees otherwise."""
+    for name, (p, test) in selection.tests.items():
+        inside = name in selection.names
         reasons.append(
             (
-                "champion_replaced",
-                f"{challenger} is significantly nearer than {champion} (p = {p:.2g}).",
+                "in_set" if inside else "not_in_set",
+                f"{name} is {'not ' if inside else ''}significantly farther from real persons "
+                f"than {selection.nearest} (MMD^2 difference {test.difference:.2g}, p = {p:.2g}).",
             )
         )
-        return "register", challenger
-    reasons.append(
-        (
-            "champion_kept",
-            f"{challenger} is not significantly nearer than {champion} (p = {p:.2g}).",
+    if len(selection.names) > 1:
+        reasons.append(("could_not_separate", _persons_needed(race, selection)))
+    for extractor, names in disagreeing.items():
+        reasons.append(
+            (
+                "extractor_disagreement",
+                f"By the features '{extractor}' {' and '.join(names)} would have been selected.",
+            )
         )
-    )
-    return "keep_champion", champion
+
+
+def _persons_needed(race: Race, selection: Selection) -> str:
+    n = race.n_persons
+    names = " and ".join(sorted(selection.names))
+    text = f"{names} could not be separated with {n} validation persons"
+    needed = selection.persons_needed(n, race.level)
+    if needed is None:
+        return f"{text}."
+    if needed > _MOST_PERSONS:
+        return f"{text}; more than {_MOST_PERSONS} would be needed."
+    return f"{text}; about {math.ceil(needed)} would."
 
 
 def _permitted_use(

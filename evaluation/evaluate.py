@@ -20,7 +20,7 @@ from rarescan.cohort.contracts import (
     Question,
     Score,
 )
-from rarescan.cohort.store import open_cohort
+from rarescan.cohort.store import open_cohort, read_about
 from rarescan.errors import InputError
 from rarescan.evaluation.copies import Matches
 from rarescan.evaluation.effects import Effects
@@ -43,13 +43,21 @@ from rarescan.evaluation.images import (
     samples_of,
 )
 from rarescan.evaluation.measures import MEASURES
+from rarescan.evaluation.membership import black_box, membership_gate, white_box
 from rarescan.evaluation.metrics import frozen_bandwidth, require_comparable
 from rarescan.evaluation.plausibility import (
     high_frequency_gate,
     plausibility_gate,
     spread_gate,
 )
-from rarescan.evaluation.privacy import Calibration, calibrate, feature_nearness, judge_copies
+from rarescan.evaluation.privacy import (
+    Calibration,
+    batch_gate,
+    calibrate,
+    data_gate,
+    feature_nearness,
+    judge_copies,
+)
 from rarescan.evaluation.spec import EvaluateConfig
 from rarescan.evaluation.table import inception_score_row, score_pair
 from rarescan.files import write_json
@@ -294,27 +302,47 @@ class _Evaluation:
             sorted(set(self.sets["train"].persons)),
             fewest_persons=fewest,
         )
-        blur = high_frequency_gate(
+        blur, detail = high_frequency_gate(
             *(self._per_person("high_frequency", n) for n in ("validation", name)),
             fewest_persons=fewest,
         )
         effects = self._effects(name)
         real = np.concatenate([self._per_person("measures", part) for part in _REAL_PARTS])
         plausible, plausibility = plausibility_gate(
-            real, self._per_person("measures", name), effects, fewest_persons=fewest
+            real,
+            self._per_person("measures", name),
+            effects,
+            fewest_persons=fewest,
+            names=self.looked[name].persons,
         )
-        gates = (spread, blur, copies, plausible)
-        training = [self._values(PRIMARY, n) for n in (name, "validation", "train")]
+        about_persons, more_privacy = self._about_persons(name)
+        gates = (spread, blur, copies, plausible, *about_persons)
         return {
             "scores": self._distances(name, sigma2),
             "gates": [asdict(gate) for gate in gates],
             "condition_fidelity": self._fidelity(name),
             "spread": spread_numbers,
-            "high_frequency": asdict(blur),
-            "privacy": privacy | {"feature_nearness": feature_nearness(*training)},
+            "high_frequency": detail,
+            "privacy": privacy | more_privacy,
             "plausibility": plausibility,
             "regions": effects.table() if effects else {},
         }
+
+    def _about_persons(self, name: str) -> tuple[tuple[Gate, ...], dict[str, Any]]:
+        """Judge whether the sets are clean, the batch leans, and members can be told."""
+        train, validation = self.sets["train"], self.sets["validation"]
+        sets = [self._values(PRIMARY, n) for n in (name, "validation", "train")]
+        nearness = feature_nearness(sets[0], sets[1], sets[2])
+        # The region vector was not fitted to training persons, as the network's features were.
+        rows = [self._values(SECOND, n) for n in (name, "train", "validation")]
+        seen = black_box(rows[0], rows[1], rows[2], seed=self.config.seed)
+        losses = read_about(self.sets[name].root).get("person_losses", {})
+        gates = (
+            data_gate(train.persons, validation.persons, self.calibration),
+            batch_gate(nearness),
+            membership_gate(seen),
+        )
+        return gates, {"feature_nearness": nearness, "membership": [seen, *white_box(losses)]}
 
     def _distances(self, name: str, sigma2: Mapping[str, float]) -> dict[str, Any]:
         found: dict[str, Any] = {}

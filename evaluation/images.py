@@ -157,7 +157,7 @@ def describe_set(task: SetTask) -> SetFacts | dict[str, Matches]:
     """Measure a set, or plant canaries and search for them."""
     if task.canaries:
         return _canaries(task)
-    reference = _reference(task.prepared, task.cohort_id, task.shift_mm)
+    reference = reference_of(task.prepared, task.cohort_id, task.shift_mm)
     own = task.images.name == "train"
     measures, detail, small = [], [], []
     for volumes in task.images.chunks():
@@ -174,7 +174,7 @@ def describe_set(task: SetTask) -> SetFacts | dict[str, Matches]:
 
 
 def _canaries(task: SetTask) -> dict[str, Matches]:
-    reference = _reference(task.prepared, task.cohort_id, task.shift_mm)
+    reference = reference_of(task.prepared, task.cohort_id, task.shift_mm)
     first = {person: row for row, person in reversed(list(enumerate(task.images.persons)))}
     persons = sorted(first)
     chosen = generator(task.seed, "canary persons").permutation(len(persons))[: task.canaries]
@@ -185,7 +185,9 @@ def _canaries(task: SetTask) -> dict[str, Matches]:
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
+    """What every set is compared with."""
+
     grid: Grid
     brain: npt.NDArray[np.bool_]
     window: FloatArray
@@ -193,7 +195,7 @@ class _Reference:
 
 
 @lru_cache(maxsize=1)
-def _reference(prepared: Path, cohort_id: str, shift_mm: float) -> _Reference:  # noqa: ARG001
+def reference_of(prepared: Path, cohort_id: str, shift_mm: float) -> Reference:  # noqa: ARG001
     """Return what every set is compared with; built once a worker and cohort (hence its id)."""
     cohort = open_cohort(prepared)
     grid = require_grid(cohort)
@@ -205,4 +207,4 @@ def _reference(prepared: Path, cohort_id: str, shift_mm: float) -> _Reference:  
     assay = Assay.of(
         small, training.persons, voxel_mm=coarse_voxel_mm(spacing_mm), shift_mm=shift_mm
     )
-    return _Reference(grid, brain, apodised(brain), assay)
+    return Reference(grid, brain, apodised(brain), assay)

@@ -1,8 +1,9 @@
 """Intervals and paired tests, each valid for few persons.
 
-`jackknife_se` serves distances, `clopper_pearson` shares, `delong` areas under ROC curves,
-`stratified_bootstrap` the rest. What a reader would get wrong: plain resampling of rows is
-invalid for FID, KID and MMD, because a row drawn twice is at distance zero from itself.
+`jackknife_se` serves distances (`nuclear_loss` helps the FID), `clopper_pearson` shares, `delong`
+areas under ROC curves, `stratified_bootstrap` the rest. What a reader would get wrong: plain
+resampling of rows is invalid for FID, KID and MMD, because a row drawn twice is at distance zero
+from itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,12 +11,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from scipy.special import expit, logit
 
 from rarescan.seeds import generator
 
 Array = npt.NDArray[np.float64]
 
 Z95 = float(stats.norm.ppf(0.975))
+_STEP = 0.3
 
 
 def jackknife_se(*leave_one_out: Array) -> float:
@@ -34,6 +37,37 @@ def jackknife_se(*leave_one_out: Array) -> float:
         (len(v) - 1) / len(v) * float(np.sum((v - v.mean()) ** 2)) for v in leave_one_out
     )
     return float(np.sqrt(variance))
+
+
+def nuclear_loss(left: Array, singular: Array) -> Array:
+    """Return what the nuclear norm of a centred matrix loses without row i, for every i.
+
+    Parameters
+    ----------
+    left, singular : float arrays, shapes (n, r) and (r,)
+        Left vectors and singular values of the matrix, whose columns have mean 0.
+
+    Notes
+    -----
+    To remove row i and centre again is to project the columns onto the complement of one unit
+    vector, which takes z z^T from the Gram matrix. With sqrt(a) = (1/pi) int_0^inf log(1 +
+    a/x^2) dx, the loss is -(1/pi) int log(1 - sum_j z_j^2/(s_j^2 + x^2)) dx. All poles lie on
+    the imaginary axis, so that the trapezoidal rule in log x has an error of exp(-pi^2/step).
+    """
+    n = len(left)
+    kept = singular > max(left.shape) * np.finfo(float).eps * singular[0]
+    if not kept.any():
+        return np.zeros(n)
+    s = singular[kept] / singular[0]
+    weight = left[:, kept] ** 2 / (1 - 1 / n)
+    # Written so that nothing cancels: below 1 as what remains, above 1 as what is lost.
+    unseen = np.zeros(n) if kept.sum() >= n - 1 else np.clip(1 - weight.sum(axis=1), 0, None)
+    below, above = (np.exp(_STEP * np.arange(*ends)) for ends in ((-125, 1), (1, 115)))
+    remains = unseen[:, None] + weight @ (1 / (1 + (s[:, None] / below) ** 2))
+    lost = weight @ (1 / (1 + (above / s[:, None]) ** 2))
+    integral = np.log(remains) @ below + np.log1p(-lost) @ above
+    loss: Array = -_STEP / np.pi * singular[0] * integral
+    return loss
 
 
 def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -97,17 +131,20 @@ def delong(positive: Array, negative: Array) -> tuple[Array, Array]:
 
 
 def auc_interval(positive: Array, negative: Array) -> tuple[float, float, float]:
-    """Return the area under the ROC curve of one score and its 95 % interval (DeLong).
+    """Return the area under the ROC curve of one score and its 95 % interval.
 
-    A perfect separation has no sampling variance of its own; then the exact bound of "all right"
-    in the smaller class stands in, so that few persons never look certain.
+    DeLong's variance on the logit scale (Pepe 2003, eq. 5.17): near 1 the plain interval covers
+    less than 90 % at n = 50. A perfect separation has no sampling variance of its own; then the
+    exact bound of "all right" in the smaller class stands in, so that few persons never look
+    certain.
     """
     auc, covariance = delong(positive[None], negative[None])
     value, se = float(auc[0]), float(np.sqrt(covariance[0, 0]))
     if se == 0:
         slack = unseen(min(len(positive), len(negative)))
         return value, max(0.0, value - slack), min(1.0, value + slack)
-    return value, max(0.0, value - Z95 * se), min(1.0, value + Z95 * se)
+    width, middle = Z95 * se / (value * (1 - value)), logit(value)
+    return value, float(expit(middle - width)), float(expit(middle + width))
 
 
 def unseen(trials: int) -> float:

@@ -14,12 +14,14 @@ from scipy.spatial.distance import cdist, pdist
 
 from rarescan.cohort.contracts import Score
 from rarescan.errors import InputError
-from rarescan.evaluation.intervals import Z95, jackknife_se
+from rarescan.evaluation.intervals import Z95, jackknife_se, nuclear_loss
+from rarescan.evaluation.moments import Moments, frechet
 from rarescan.seeds import generator
 
 Array = npt.NDArray[np.float64]
 
 NEIGHBOURS = 5
+_WIDE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,11 @@ class Estimate:
 
 
 def require_comparable(
-    real: npt.NDArray[np.floating], other: npt.NDArray[np.floating], name: str = "synthetic"
+    real: npt.NDArray[np.floating],
+    other: npt.NDArray[np.floating],
+    name: str = "synthetic",
+    *,
+    reference: str = "real",
 ) -> tuple[Array, Array]:
     """Return both sets as float64, or say what makes a comparison impossible.
 
@@ -57,16 +63,17 @@ def require_comparable(
         Not tables, different numbers of columns, fewer than two rows, values that are not
         finite, or real features that do not vary.
     """
-    for whose, rows in (("real", real), (name, other)):
+    for whose, rows in ((reference, real), (name, other)):
         _require_table(rows, whose)
     if real.shape[1] != other.shape[1]:
         raise InputError(
-            f"Real features have {real.shape[1]} columns, those of '{name}' {other.shape[1]}.",
+            f"Features of '{reference}' have {real.shape[1]} columns, "
+            f"those of '{name}' {other.shape[1]}.",
             remedy="Compute both with the same extractor and the same weights.",
         )
     if not np.ptp(real, axis=0).any():
         raise InputError(
-            "Every real person has the same features.",
+            f"Every person of '{reference}' has the same features.",
             remedy="The extractor tells no persons apart: train it longer, or choose another.",
         )
     return real.astype(np.float64), other.astype(np.float64)
@@ -103,8 +110,11 @@ def fid(real: Array, synthetic: Array) -> float:
     -----
     |mx - my|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2), where the last trace is the nuclear norm of
     A B^T with A, B the centred sets over sqrt(n - 1): no square root of a d x d matrix, exact for
-    singular covariances.
+    singular covariances. Many persons with many features go through `moments.frechet`.
     """
+    d = real.shape[1]
+    if d >= _WIDE and min(len(real), len(synthetic)) >= 2 * d:
+        return frechet(Moments.of(real), Moments.of(synthetic))
     a, b = _centred(real), _centred(synthetic)
     shift = real.mean(axis=0) - synthetic.mean(axis=0)
     cross = np.linalg.svd(_short(a) @ _short(b).T, compute_uv=False).sum()
@@ -120,7 +130,7 @@ def _short(rows: Array) -> Array:
     """Return rows with the same Gram matrix of columns, at most d of them."""
     if len(rows) <= rows.shape[1]:
         return rows
-    short: Array = np.linalg.qr(rows).R
+    short: Array = np.asarray(np.linalg.qr(rows, mode="r"))
     return short
 
 
@@ -141,22 +151,19 @@ def fid_jackknife(real: Array, synthetic: Array) -> tuple[Estimate, Estimate]:
 
 
 def _fid_without_each(x: Array, y: Array) -> Array:
-    """Return FID(x without row i, y) for every i, from one small cross matrix."""
+    """Return FID(x without row i, y) for every i, from one decomposition."""
     n = len(x)
     b = _centred(y)
-    cross = (x - x.mean(axis=0)) @ _short(b).T
-    total, squares = x.sum(axis=0), np.sum((x - x.mean(axis=0)) ** 2)
-    y_mean, y_trace = y.mean(axis=0), np.sum(b * b)
-    values = np.empty(n)
-    for i in range(n):
-        kept = np.delete(cross, i, axis=0)
-        kept = kept - kept.mean(axis=0)
-        nuclear = np.linalg.svd(kept, compute_uv=False).sum() / np.sqrt(n - 2)
-        mean = (total - x[i]) / (n - 1)
-        # Removing one row lowers the sum of squares by n/(n-1) times its squared distance.
-        trace = (squares - n / (n - 1) * np.sum((x[i] - total / n) ** 2)) / (n - 2)
-        values[i] = np.sum((mean - y_mean) ** 2) + trace + y_trace - 2 * nuclear
-    return values
+    centred = x - x.mean(axis=0)
+    squares = np.sum(centred**2, axis=1)
+    left, singular, _ = np.linalg.svd(centred @ _short(b).T, full_matrices=False)
+    nuclear = singular.sum() - nuclear_loss(left, singular)
+    shift = x.mean(axis=0) - y.mean(axis=0)
+    moved = shift @ shift - 2 * (centred @ shift) / (n - 1) + squares / (n - 1) ** 2
+    # Removing one row lowers the sum of squares by n/(n-1) times its squared distance.
+    trace = (squares.sum() - n / (n - 1) * squares) / (n - 2)
+    without: Array = moved + trace + np.sum(b * b) - 2 * nuclear / np.sqrt(n - 2)
+    return without
 
 
 def fid_at_equal_n(real: Array, synthetic: Array, *, seed: int) -> tuple[Estimate, Estimate, int]:
@@ -214,7 +221,7 @@ def mmd(real: Array, synthetic: Array, *, sigma2: float | None = None) -> Estima
     Near 0 for equal distributions and may be negative; at most 2.
     """
     sigma2 = frozen_bandwidth(real) if sigma2 is None else sigma2
-    return _mmd_of_kernels(
+    return mmd_of_kernels(
         rbf(real, real, sigma2), rbf(synthetic, synthetic, sigma2), rbf(real, synthetic, sigma2)
     )
 
@@ -225,15 +232,17 @@ def kid(real: Array, synthetic: Array) -> Estimate:
     Unbiased squared MMD with the kernel (x.y/d + 1)^3; no subsets, n != m allowed. It equals
     torchmetrics with `subsets=1, subset_size=n=m`.
     """
-    d = real.shape[1]
-    return _mmd_of_kernels(
-        (real @ real.T / d + 1) ** 3,
-        (synthetic @ synthetic.T / d + 1) ** 3,
-        (real @ synthetic.T / d + 1) ** 3,
-    )
+    return mmd_of_kernels(cubic(real, real), cubic(synthetic, synthetic), cubic(real, synthetic))
 
 
-def _mmd_of_kernels(kxx: Array, kyy: Array, kxy: Array) -> Estimate:
+def cubic(x: Array, y: Array) -> Array:
+    """Return (x.y/d + 1)^3 for every pair of rows."""
+    kernel: Array = (x @ y.T / x.shape[1] + 1) ** 3
+    return kernel
+
+
+def mmd_of_kernels(kxx: Array, kyy: Array, kxy: Array) -> Estimate:
+    """Return the unbiased squared MMD of kernel matrices (n, n), (m, m), (n, m), and its SE."""
     n, m = kxy.shape
     rows_x, rows_y = kxx.sum(axis=1) - np.diag(kxx), kyy.sum(axis=1) - np.diag(kyy)
     sum_x, sum_y, sum_xy = rows_x.sum(), rows_y.sum(), kxy.sum()
@@ -276,7 +285,10 @@ def prdc(real: Array, synthetic: Array, *, neighbours: int = NEIGHBOURS) -> dict
 
 
 def prdc_of_distances(dxx: Array, dyy: Array, dxy: Array, k: int) -> dict[str, float]:
-    """Return the same from distances real-real, synthetic-synthetic and real-synthetic."""
+    """Return the same from distances real-real, synthetic-synthetic and real-synthetic.
+
+    A ball holds what is nearer than its radius, as in the package prdc.
+    """
     # Column k of the sorted rows is the k-th neighbour, because column 0 is the point itself.
     real_radius = np.partition(dxx, k, axis=1)[:, k]
     synthetic_radius = np.partition(dyy, k, axis=1)[:, k]
@@ -298,10 +310,30 @@ def inception_score(probabilities: Array, *, splits: int = 1) -> tuple[float, fl
         Rows sum to one. Split i is rows [i n // splits, (i + 1) n // splits); nothing is shuffled.
     """
     n = len(probabilities)
-    values = []
-    for i in range(splits):
-        p = np.clip(probabilities[i * n // splits : (i + 1) * n // splits], 1e-300, None)
-        p = p.astype(np.float64)
-        divergence = np.sum(p * (np.log(p) - np.log(p.mean(axis=0))), axis=1)
-        values.append(np.exp(divergence.mean()))
+    parts = [probabilities[i * n // splits : (i + 1) * n // splits] for i in range(splits)]
+    values = [inception_score_of_part(part) for part in parts]
     return float(np.mean(values)), float(np.std(values))
+
+
+def inception_score_of_part(probabilities: Array) -> float:
+    """Return the score of one split."""
+    p = np.clip(probabilities.astype(np.float64), 1e-300, None)
+    divergence = np.sum(p * (np.log(p) - np.log(p.mean(axis=0))), axis=1)
+    return float(np.exp(divergence.mean()))
+
+
+def vendi(kernel: Array) -> float:
+    """Return how many different rows a set is worth, 1 to n (Friedman and Dieng 2023).
+
+    Parameters
+    ----------
+    kernel : float array, shape (n, n)
+        Similarities with ones on the diagonal; for example `rbf(x, x, sigma2)`.
+
+    Notes
+    -----
+    exp(-sum w ln w), w the eigenvalues of kernel / n.
+    """
+    w = np.linalg.eigvalsh(kernel / len(kernel))
+    w = w[w > 0]
+    return float(np.exp(-np.sum(w * np.log(w))))

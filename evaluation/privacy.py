@@ -2,7 +2,7 @@
 
 `judge_copies` is the way in. The scale of a scan's score is set by the run itself: 0 is the
 nearest match of any validation person (a real stranger), 1 the planted copies that are hardest
-to find, and a scan is flagged above a third. The largest score of m strangers alone would be no
+to find, and a scan is flagged above a quarter. The largest score of m strangers alone would be no
 threshold: an honest scan exceeds it with chance 1/(m + 1), so 200 honest scans always would.
 """
 
@@ -21,13 +21,14 @@ from rarescan.evaluation.intervals import clopper_pearson, upper_bound_of_share
 
 Array = npt.NDArray[np.float64]
 
-THRESHOLD = 1 / 3
-"""Flagged above: a third of the way from the nearest stranger to the planted copies. On phantoms
-95 % of the hardest kind lie above it and 0 of 436 honest scans (the best of them at 0.01)."""
+THRESHOLD = 1 / 4
+"""Flagged above: a quarter of the way from the nearest stranger to the planted copies."""
 ALLOWED_SHARE = 0.02
 """More flagged scans than this fail, and so does one that scores 1: as near as planted copies."""
 POWER_NEEDED = 0.8
 _N_NEAREST = 5
+_BATCH_LEVEL = 0.05
+_FEWEST_FOR_BATCHES = 50
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Calibration:
             return np.zeros(len(matches.score))
         scaled: Array = (matches.score - self.stranger) / (self.copy - self.stranger)
         return scaled
+
+    def flagged(self, matches: Matches) -> npt.NDArray[np.bool_]:
+        """Return which scans are copies as far as the search can tell."""
+        return self.scores(matches) > THRESHOLD
 
     def blind_to(self) -> list[str]:
         """Return the kinds of copies that were not found surely enough."""
@@ -189,16 +194,59 @@ def batch_p(count: int, *, n: int, k: int, m: int) -> float:
 
 
 def feature_nearness(synthetic: Array, validation: Array, training: Array) -> dict[str, Any]:
-    """Return whether a batch leans towards training persons in feature space (informs only)."""
+    """Return whether a batch leans towards training persons in feature space."""
     ratios = nearest_ratio(synthetic, training)
     held_out = nearest_ratio(validation, training)
     m = len(held_out)
     k = max(1, int(0.05 * (m + 1)))
     count = int(np.sum(ratios <= np.sort(held_out)[k - 1]))
     p = conformal_p(ratios, held_out)
+    smallest = 1 / (m + 1)
     return {
-        "smallest_p_reachable": 1 / (m + 1),
-        "n_at_smallest_p": int(np.sum(p <= 1 / (m + 1) + 1e-12)),
+        "smallest_p_reachable": smallest,
+        "n_at_smallest_p": int(np.sum(p <= smallest + 1e-12)),
+        "suspicious": np.flatnonzero(p <= smallest + 1e-12).tolist(),
         "n_nearer_than_strangers": count,
+        "n_validation": m,
         "batch_p": batch_p(count, n=len(ratios), k=k, m=m),
     }
+
+
+def batch_gate(nearness: Mapping[str, Any]) -> Gate:
+    """Return whether a batch of `feature_nearness` leans towards training persons; never fails.
+
+    Leaning is no proof of copies, which are searched one by one; fewer than 50 validation persons
+    do not see that a tenth of a batch is copied.
+    """
+    p, m = float(nearness["batch_p"]), int(nearness["n_validation"])
+    outcome: Outcome = "insufficient"
+    if p < _BATCH_LEVEL:
+        words = "The batch lies nearer to training persons than strangers do"
+    elif m < _FEWEST_FOR_BATCHES:
+        words = f"{m} validation persons are too few ({_FEWEST_FOR_BATCHES}) to see a batch lean"
+    else:
+        outcome, words = "pass", "The batch lies no nearer to training persons than strangers do"
+    return Gate(
+        name="batch",
+        outcome=outcome,
+        statistic=p,
+        limit=_BATCH_LEVEL,
+        reason=f"{words} (p = {p:.2g}).",
+    )
+
+
+def data_gate(training: Sequence[str], validation: Sequence[str], scale: Calibration) -> Gate:
+    """Return whether training and validation are different persons who look like strangers."""
+    shared = len(set(training) & set(validation))
+    if shared:
+        return Gate(
+            name="data", outcome="fail", reason=f"{shared} persons are in training and validation."
+        )
+    if not scale.tells_apart:
+        return Gate(
+            name="data",
+            outcome="insufficient",
+            reason="A validation person resembles a training person as much as planted copies do: "
+            "the same person twice, or too few persons to tell.",
+        )
+    return Gate(name="data", outcome="pass", reason="No person is in training and validation.")

@@ -52,23 +52,25 @@ def compare(real: Array, a: Array, b: Array, *, sigma2: float) -> Relative:
     others of its set. Subtracted: 4 s2_xc/(n m_c) + 2 s2_cc/m_c^2, the mean squares of the
     double-centred kernels; never below a quarter of the plain variance.
     """
-    real, a, b = (rows.astype(np.float64) for rows in (real, a, b))
-    n = len(real)
-    sides = [_Side.of(real, rows, sigma2) for rows in (a, b)]
-    plain = 4 * np.var(sides[0].to_set - sides[1].to_set, ddof=1) / n
-    plain += sum(4 * np.var(s.within - s.to_real, ddof=1) / len(s.within) for s in sides)
-    pairwise = sum(s.pairwise_variance(n) for s in sides)
-    difference = sides[0].distance - sides[1].distance
+    return compare_sides(*(Side.of(real, rows, sigma2) for rows in (a, b)))
+
+
+def compare_sides(a: "Side", b: "Side") -> Relative:
+    """Return the same from sides, whose kernels are computed once for several comparisons."""
+    n = len(a.to_set)
+    plain = 4 * np.var(a.to_set - b.to_set, ddof=1) / n
+    plain += sum(4 * np.var(s.within - s.to_real, ddof=1) / len(s.within) for s in (a, b))
+    pairwise = sum(s.pairwise_variance(n) for s in (a, b))
     return Relative(
-        difference=float(difference),
+        difference=float(a.distance - b.distance),
         se=float(np.sqrt(max(plain - pairwise, plain / 4))),
         se_plain=float(np.sqrt(plain)),
     )
 
 
 @dataclass(frozen=True)
-class _Side:
-    """What one candidate's kernels contribute."""
+class Side:
+    """What one candidate's kernels contribute; made by `Side.of`."""
 
     to_set: Array
     to_real: Array
@@ -77,7 +79,9 @@ class _Side:
     within_square: float
 
     @classmethod
-    def of(cls, real: Array, rows: Array, sigma2: float) -> "_Side":
+    def of(cls, real: Array, rows: Array, sigma2: float) -> "Side":
+        """Return a candidate's side: `rows` (m, d) with m >= 4 against `real` (n, d), n >= 2."""
+        real, rows = real.astype(np.float64), rows.astype(np.float64)
         cross, own = rbf(real, rows, sigma2), rbf(rows, rows, sigma2)
         n, m = cross.shape
         to_set, to_real = cross.mean(axis=1), cross.mean(axis=0)
@@ -101,5 +105,6 @@ class _Side:
         return float(self.within.mean() - 2 * self.to_set.mean())
 
     def pairwise_variance(self, n: int) -> float:
+        """Return what the first-order variance counts twice, against n real persons."""
         m = len(self.within)
         return 4 * self.cross_square / (n * m) + 2 * self.within_square / m**2

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from rarescan.cohort.contracts import Score
-from rarescan.evaluation.intervals import Z95
+from rarescan.evaluation.intervals import Z95, unseen
 from rarescan.evaluation.metrics import (
     NEIGHBOURS,
     Array,
@@ -53,48 +53,77 @@ def score_pair(
         The sets cannot be compared; the message says why.
     """
     x, y = require_comparable(real, synthetic)
-    n, m = len(x), len(y)
-    scores = {
-        "mmd": mmd(x, y, sigma2=sigma2).score(
-            "mmd",
-            n_real=n,
-            n_synthetic=m,
-            sufficient=n >= FEWEST_FOR_MMD,
-            method="unbiased RBF-MMD^2, bandwidth frozen on real persons; jackknife over persons",
-        ),
-        "kid": kid(x, y).score(
-            "kid",
-            n_real=n,
-            n_synthetic=m,
-            sufficient=n >= FEWEST_FOR_FID,
-            method="whole sets, cubic kernel; jackknife over persons; does not decide",
-        ),
-    }
-    if min(n, m) >= 3:
-        raw, corrected, equal_n = fid_at_equal_n(x, y, seed=seed)
-        enough = equal_n >= FEWEST_FOR_FID
-        scores["fid"] = raw.score(
+    kid_of_whole, d = kid_row(x, y), x.shape[1]
+    x, y = in_their_span(x, y)
+    scores = {"mmd": mmd_row(x, y, sigma2=sigma2), "kid": kid_of_whole}
+    if min(len(x), len(y)) >= 3:
+        scores |= fid_rows(x, y, n_features=d, seed=seed)
+    k = min(NEIGHBOURS, len(x) // 2 - 1, len(y) // 2 - 1)
+    return scores | (prdc_rows(x, y, neighbours=k, seed=seed) if k >= 1 else {})
+
+
+def in_their_span(real: Array, synthetic: Array) -> tuple[Array, Array]:
+    """Return both sets turned and moved so that n + m columns hold all of them, if d is more.
+
+    Distances between persons, and with them every score but the KID, stay what they were.
+    """
+    n, m = len(real), len(synthetic)
+    if real.shape[1] <= n + m:
+        return real, synthetic
+    both = np.vstack([real, synthetic]) - real.mean(axis=0)
+    turned = np.asarray(np.linalg.qr(both.T, mode="r")).T
+    return turned[:n], turned[n:]
+
+
+def mmd_row(real: Array, synthetic: Array, *, sigma2: float) -> Score:
+    """Return the distance that decides."""
+    n, m = len(real), len(synthetic)
+    return mmd(real, synthetic, sigma2=sigma2).score(
+        "mmd",
+        n_real=n,
+        n_synthetic=m,
+        sufficient=n >= FEWEST_FOR_MMD,
+        method="unbiased RBF-MMD^2, bandwidth frozen on real persons; jackknife over persons",
+    )
+
+
+def kid_row(real: Array, synthetic: Array) -> Score:
+    """Return the KID of the whole sets."""
+    n, m = len(real), len(synthetic)
+    return kid(real, synthetic).score(
+        "kid",
+        n_real=n,
+        n_synthetic=m,
+        sufficient=n >= FEWEST_FOR_FID,
+        method="whole sets, cubic kernel; jackknife over persons; does not decide",
+    )
+
+
+def fid_rows(real: Array, synthetic: Array, *, n_features: int, seed: int) -> dict[str, Score]:
+    """Return the raw FID and the one corrected for its bias, at n = m, three persons at least."""
+    raw, corrected, n = fid_at_equal_n(real, synthetic, seed=seed)
+    enough = n >= FEWEST_FOR_FID
+    return {
+        "fid": raw.score(
             "fid",
-            n_real=equal_n,
-            n_synthetic=equal_n,
+            n_real=n,
+            n_synthetic=n,
             sufficient=enough,
             method="raw, at n = m; interval for the expectation at this n; does not decide",
-        )
-        scores["fid_jackknife"] = corrected.score(
+        ),
+        "fid_jackknife": corrected.score(
             "fid_jackknife",
-            n_real=equal_n,
-            n_synthetic=equal_n,
-            sufficient=enough and 2 * equal_n >= x.shape[1],
+            n_real=n,
+            n_synthetic=n,
+            sufficient=enough and 2 * n >= n_features,
             method="bias-corrected, at n = m; interval for the populations; does not decide",
-        )
-    return scores | _prdc_scores(x, y, seed)
+        ),
+    }
 
 
-def _prdc_scores(real: Array, synthetic: Array, seed: int) -> dict[str, Score]:
-    n, m = len(real), len(synthetic)
-    k = min(NEIGHBOURS, n // 2 - 1, m // 2 - 1)
-    if k < 1:
-        return {}
+def prdc_rows(real: Array, synthetic: Array, *, neighbours: int, seed: int) -> dict[str, Score]:
+    """Return precision, recall, density and coverage; half of each set has `neighbours` + 1."""
+    n, m, k = len(real), len(synthetic), neighbours
     dxx, dyy, dxy = cdist(real, real), cdist(synthetic, synthetic), cdist(real, synthetic)
     values = prdc_of_distances(dxx, dyy, dxy, k)
     halves = []
@@ -105,12 +134,13 @@ def _prdc_scores(real: Array, synthetic: Array, seed: int) -> dict[str, Score]:
     scores = {}
     for name, value in values.items():
         se = float(np.std([half[name] for half in halves], ddof=1))
-        high = value + Z95 * se
+        # Half samples that all agree say nothing of persons that were not drawn.
+        slack = Z95 * se or unseen(min(n, m))
         scores[name] = Score(
             name=name,
             value=value,
-            low=max(0.0, value - Z95 * se),
-            high=high if name == "density" else min(1.0, high),
+            low=max(0.0, value - slack),
+            high=value + slack if name == "density" else min(1.0, value + slack),
             better="higher",
             n_real=n,
             n_synthetic=m,

@@ -9,17 +9,29 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rarescan.cohort.store import open_cohort, read_about, require_grid, tables, write_cohort
+from rarescan.cohort.contracts import Scan
+from rarescan.cohort.store import open_cohort, require_grid, tables, write_cohort
 from rarescan.configs.schema import RunConfig
 from rarescan.errors import GateRefusedError, InputError, SettingError
-from rarescan.files import Recipe, read_json, require_recipe, run_step, write_json
+from rarescan.files import (
+    Recipe,
+    read_json,
+    require_recipe,
+    run_step,
+    write_atomic,
+    write_json,
+)
 from rarescan.generative.spec import GeneratorSpec
 from rarescan.processes import available_cores
+
+if TYPE_CHECKING:
+    from rarescan.evaluation.scan_gate import CopyCheck
 
 _log = logging.getLogger("rarescan")
 
@@ -123,6 +135,7 @@ def evaluate(
     """Sample every candidate below `models` and score it against validation persons."""
     from rarescan.classifiers.domain import open_network
     from rarescan.evaluation.evaluate import write_scores
+    from rarescan.flows.standing import sample_champion
 
     candidates = {
         path.name: path for path in sorted(models.iterdir()) if (path / "recipe.json").exists()
@@ -136,17 +149,16 @@ def evaluate(
     inputs = {"prepared": prepared, "network": network, **candidates}
     recipe = Recipe(
         step="evaluate",
-        schema=1,
+        schema=2,
         config={"evaluate": asdict(config.evaluate), "question": asdict(config.question)},
         inputs={name: require_recipe(path).id for name, path in inputs.items()},
         found_at={name: _relative(path, folder) for name, path in inputs.items()},
     )
 
     def build(work: Path) -> None:
-        samples = {
-            name: _sample(config, prepared, model, work / "samples" / name)
-            for name, model in candidates.items()
-        }
+        sample = partial(_sample, config, prepared)
+        samples = {n: sample(model, work / "samples" / n) for n, model in candidates.items()}
+        samples |= sample_champion(config, prepared, work, candidates, sample)
         embed = open_network(network).embed
         write_scores(work, prepared, samples, embed, config.evaluate, config.question)
 
@@ -156,6 +168,7 @@ def evaluate(
 def _sample(config: RunConfig, prepared: Path, model: Path, root: Path) -> Path:
     """Fill a synthetic cohort in which ages, sexes and sites occur as among training persons."""
     from rarescan.generative.conditions import draw_conditions
+    from rarescan.generative.exposure import person_losses
     from rarescan.generative.sample import write_samples
 
     if (tables(root) / "cohort.json").exists():
@@ -174,7 +187,11 @@ def _sample(config: RunConfig, prepared: Path, model: Path, root: Path) -> Path:
         scans=scans,
         grid=cohort.grid,
         partition={},
-        about={"seconds": seconds, "seconds_per_scan": seconds / len(scans)},
+        about={
+            "seconds": seconds,
+            "seconds_per_scan": seconds / len(scans),
+            "person_losses": person_losses(model, prepared),
+        },
     )
     return root
 
@@ -191,25 +208,29 @@ def select(
     """Decide which candidate becomes the champion, and register it."""
     from rarescan.evaluation import decide
     from rarescan.evaluation.features import read_features
-    from rarescan.flows.records import publish
+    from rarescan.flows import records
+    from rarescan.flows.standing import standing
 
     recipe = Recipe(
         step="select",
-        schema=1,
+        schema=2,
         config={"select": asdict(config.select), "registry": asdict(config.registry)},
         inputs={"evaluation": require_recipe(evaluation, "evaluate").id},
         found_at={"evaluation": _relative(evaluation, folder)},
     )
 
     def build(work: Path) -> None:
-        scores = decide.read_scores(evaluation)
-        seconds = {
-            name: float(read_about(evaluation / "samples" / name)["seconds_per_scan"])
-            for name in scores["candidates"]
-        }
-        decision = decide.decide(scores, seconds, read_features(evaluation), config=config.select)
-        champion = publish(config, prepared, models, evaluation, decision)
-        write_json(work / "decision.json", {**asdict(decision), "champion": champion})
+        scores, features = decide.read_scores(evaluation), read_features(evaluation)
+        met = standing(evaluation) or {}
+        decision = decide.decide(
+            scores,
+            records.entrants(config, evaluation, scores),
+            features,
+            met.get("candidate"),
+            config.select,
+            earlier=records.earlier_decisions(config, decide.reference_id(features)),
+        )
+        records.publish(config, prepared, models, evaluation, decision, work)
 
     return run_step(folder, recipe, build, overwrite=overwrite)
 
@@ -231,8 +252,12 @@ def generate(
     champion = _champion_of(decision) if decision else _champion_at(config, model_uri)
     recipe = Recipe(
         step="generate",
-        schema=1,
-        config={"generate": asdict(config.generate), "model_sha256": champion["model_sha256"]},
+        schema=2,
+        config={
+            "generate": asdict(config.generate),
+            "model_sha256": champion["model_sha256"],
+            "evaluate": asdict(config.evaluate),
+        },
         seeds={"batch": config.generate.seed},
         inputs={"prepared": require_recipe(prepared).id, "decision": champion["decision_id"]},
         found_at={"prepared": _relative(prepared, folder)}
@@ -278,6 +303,8 @@ def _champion_at(config: RunConfig, model_uri: str) -> dict[str, Any]:
 def _write_batch(
     config: RunConfig, prepared: Path, work: Path, champion: Mapping[str, Any], batch_id: str
 ) -> None:
+    from rarescan.evaluation.cards import DATASHEET, datasheet
+    from rarescan.evaluation.scan_gate import copy_check
     from rarescan.generative.conditions import balanced_conditions
     from rarescan.generative.sample import write_samples
     from rarescan.imaging.bids import write_derivative
@@ -291,7 +318,11 @@ def _write_batch(
     with tempfile.TemporaryDirectory() as temporary:
         registry = connect(config.registry, Path(config.runs))
         model = registry.download(version, Path(temporary) / "generator")
-        scans = write_samples(work, model, conditions, seed=wanted.seed, workers=workers)
+        check = copy_check(prepared, config.evaluate)
+        scans = write_samples(
+            work, model, conditions, seed=wanted.seed, workers=workers, check=check
+        )
+    copies = _require_few_copies(check, scans)
     about = {
         "batch_id": batch_id,
         "model_uri": version.model_uri,
@@ -299,7 +330,10 @@ def _write_batch(
         "family": version.family,
         "seed": wanted.seed,
         "decision_id": version.decision_id,
-        "permitted_use": version.permitted_use,
+        # Scans were compared with this cohort's persons, who may not be those that it learned from.
+        "permitted_use": version.permitted_use
+        if version.prepared_id == require_recipe(prepared).id
+        else "inside_controller",
         "prepared_id": require_recipe(prepared).id,
     }
     scans = write_derivative(
@@ -310,8 +344,26 @@ def _write_batch(
         model=about,
         workers=workers,
     )
+    about = {**about, "copies": copies}
     write_cohort(work, scans=scans, grid=require_grid(prepared), partition={}, about=about)
-    write_json(work / "batch.json", {**about, "n": len(scans)})
+    batch = {**about, "n": len(scans)}
+    write_json(work / "batch.json", batch)
+    write_atomic(work / DATASHEET, datasheet(batch, scans, require_grid(prepared)))
+
+
+def _require_few_copies(check: "CopyCheck", scans: Sequence[Scan]) -> dict[str, Any]:
+    """Return what the search for copies said of a batch; refuse one with many replaced scans."""
+    from rarescan.generative.sample import REDRAWN
+
+    replaced = sum(scan.flags.count(REDRAWN) for scan in scans)
+    if check.too_many(len(scans) + replaced, replaced):
+        raise GateRefusedError(
+            f"{replaced} copies of training persons came with {len(scans)} synthetic scans.",
+            remedy="Do not use this generator: evaluate it again, or train another family.",
+        )
+    if replaced:
+        _log.warning("%d synthetic scans were copies and were drawn again", replaced)
+    return check.statement(len(scans) + replaced, replaced)
 
 
 def retrain(
@@ -332,7 +384,7 @@ def retrain(
     inputs = {"prepared": prepared} | ({"batch": batch} if batch else {})
     recipe = Recipe(
         step="retrain",
-        schema=1,
+        schema=2,
         config={"retrain": asdict(config.retrain), "question": asdict(config.question)},
         inputs={name: require_recipe(path).id for name, path in inputs.items()},
         found_at={name: _relative(path, folder) for name, path in inputs.items()},

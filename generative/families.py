@@ -47,7 +47,7 @@ _FEWEST_PER_DIAGNOSIS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class _People:
+class People:
     """Images and encoded conditions of the persons of one part, one scan a person."""
 
     images: Tensor
@@ -138,8 +138,8 @@ def _build(work: Path, prepared: Path, spec: GeneratorSpec, device: torch.device
         [scan.condition for scan in _first_scans(cohort, "train").values()], spec.conditions
     )
     _require_trainable(cohort, encoder)
-    train = _people(cohort, "train", encoder)
-    validation = _people(cohort, "validation", encoder)
+    train = people_of(cohort, "train", encoder)
+    validation = people_of(cohort, "validation", encoder)
     with one_thread():
         codec = fit_codec(train.images, spec, folder=work / "checkpoints" / "codec", device=device)
         with torch.no_grad():
@@ -227,7 +227,8 @@ def _first_scans(cohort: Cohort, part: Part) -> dict[int, Scan]:
     return {position: cohort.scans[position] for position in found.values()}
 
 
-def _people(cohort: Cohort, part: Part, encoder: ConditionEncoder) -> _People:
+def people_of(cohort: Cohort, part: Part, encoder: ConditionEncoder) -> People:
+    """Return the persons of one part; outside training, only those that can be asked for."""
     scans = _first_scans(cohort, part)
     if part != "train":
         scans = {i: scan for i, scan in scans.items() if _can_serve(encoder, scan)}
@@ -235,7 +236,7 @@ def _people(cohort: Cohort, part: Part, encoder: ConditionEncoder) -> _People:
     images = [torch.from_numpy(_image(volumes[i], scan)) for i, scan in scans.items()]
     shape = (0, 2, *_grid(cohort).shape)
     encoded = encoder.encode([scan.condition for scan in scans.values()])
-    return _People(images=torch.stack(images) if images else torch.zeros(shape), encoded=encoded)
+    return People(images=torch.stack(images) if images else torch.zeros(shape), encoded=encoded)
 
 
 def _image(volume: Any, scan: Scan) -> Any:

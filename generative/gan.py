@@ -100,6 +100,11 @@ class Gan(Prior):
             correction = functional.pad(correction, (0, noise.shape[1] - self._n_seen))
         return self.floor.mean(encoded) + noise + correction
 
+    def score(self, codes: Tensor, encoded: Tensor) -> Tensor:
+        """Return the discriminator's score of codes as they are, shape (n,)."""
+        found: Tensor = self.discriminator(with_condition(codes[:, : self._n_seen], encoded))
+        return found[:, 0]
+
     def _augmented_score(self, codes: Tensor, batch: Batch) -> Tensor:
         """Return the discriminator's score of codes with gain, jitter and a cut-out."""
         mean = self.floor.mean(batch.encoded)[:, : self._n_seen]
@@ -109,8 +114,7 @@ class Gan(Prior):
         keep = batch.uniform(len(deviation), self._n_seen, *ones[1:]) > _CUT
         jitter = _JITTER * batch.normal(*deviation.shape)
         changed = mean + (deviation * gain + jitter) * keep
-        score: Tensor = self.discriminator(with_condition(changed, batch.encoded))
-        return score[:, 0]
+        return self.score(changed, batch.encoded)
 
 
 def _mean_pair(values: Tensor) -> Tensor:

@@ -2,6 +2,10 @@
 
 `write_samples` is the way in. It can be killed and repeated: blocks of rows that are done are
 recorded whole or not at all. Scan i has the same bytes for any number of workers.
+
+Scans that a check refuses (copies of training persons) are drawn again: attempt k of scan i is
+scan i of the batch whose seed is `derive(seed, "again", k)`. So it depends on nothing but the
+model, the seed, the index and the condition, as every scan does, and can be drawn alone.
 """
 
 import hashlib
@@ -9,19 +13,39 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from rarescan.cohort.contracts import Condition, Scan
+from rarescan.cohort.contracts import Condition, FloatArray, Scan
 from rarescan.cohort.store import VOLUMES, create_volumes, tables
+from rarescan.errors import GateRefusedError
 from rarescan.files import content_id, read_json, sha256_file, write_json
 from rarescan.generative.contract import Generator
 from rarescan.generative.families import load_generator
 from rarescan.generative.model import MICRO_BATCH, WEIGHTS
 from rarescan.processes import run_parallel
+from rarescan.seeds import derive
 
 _BLOCK = 4 * MICRO_BATCH
 """Rows of one unit of work; whole micro-batches."""
+REDRAWN = "redrawn"
+"""Flag of a scan, once for each draw before it that was refused."""
+_MOST_DRAWS = 10
+
+
+class ScanCheck(Protocol):
+    """Says which scans may not be delivered; picklable and small, because workers get it."""
+
+    @property
+    def id(self) -> str:
+        """What the answers depend on, beside the volumes."""
+        ...
+
+    def __call__(self, volumes: FloatArray) -> npt.NDArray[np.bool_]:
+        """Return which volumes, shape (n, x, y, z), are refused: shape (n,). Each on its own."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +58,7 @@ class _Block:
     seed: int
     first: int
     conditions: tuple[Condition, ...]
+    check: ScanCheck | None
 
     @property
     def mark(self) -> Path:
@@ -48,6 +73,7 @@ def write_samples(
     *,
     seed: int,
     workers: int = 1,
+    check: ScanCheck | None = None,
 ) -> list[Scan]:
     """Sample every condition into `root`'s volumes and return the scans' records.
 
@@ -64,24 +90,28 @@ def write_samples(
         Of the batch.
     workers : int
         Processes; the bytes do not depend on it.
+    check : callable, optional
+        Every scan passes it or is drawn again, up to ten times.
 
     Returns
     -------
     list of Scan
         In the order of the conditions and of the volumes: origin synthetic, persons SYN000001,
         SYN000002 ..., the condition as far as the generator obeys it, SHA-256 of the float32
-        values.
+        values, the flag `REDRAWN` for each earlier draw that was refused.
 
     Raises
     ------
     InputError
         The model cannot be read, or a condition is none that it can serve; before any sample.
+    GateRefusedError
+        Ten draws of one scan were refused.
     """
     generator = load_generator(model)
     served = [generator.served(condition) for condition in conditions]
     create_volumes(root, len(served), generator.grid)
     what = [sha256_file(model / WEIGHTS), seed, [asdict(c) for c in served]]
-    batch_id = content_id(what)
+    batch_id = content_id([*what, check.id] if check else what)
     blocks = [
         _Block(
             root=root,
@@ -90,34 +120,51 @@ def write_samples(
             seed=seed,
             first=first,
             conditions=tuple(served[first : first + _BLOCK]),
+            check=check,
         )
         for first in range(0, len(served), _BLOCK)
     ]
-    if blocks:
-        hashes = run_parallel(_fill, blocks, what="generate scans", workers=workers)
-        digests = [digest for block in hashes for digest in block]
-        return [
-            _scan(i, c, digest) for i, (c, digest) in enumerate(zip(served, digests, strict=True))
-        ]
-    return []
+    if not blocks:
+        return []
+    done = run_parallel(_fill, blocks, what="generate scans", workers=workers)
+    rows = [row for block in done for row in block]
+    return [_scan(i, *each) for i, each in enumerate(zip(served, rows, strict=True))]
 
 
-def _fill(block: _Block) -> list[str]:
-    """Sample a block's rows unless they are done; return the volumes' hashes."""
+def _fill(block: _Block) -> list[tuple[str, int]]:
+    """Sample a block's rows unless they are done; return each volume's hash and refused draws."""
     if block.mark.exists():
         done = read_json(block.mark)
         if done["batch_id"] == block.batch_id:
-            return list(done["sha256"])
+            return list(zip(done["sha256"], done["refused"], strict=True))
     volumes = np.load(tables(block.root) / VOLUMES, mmap_mode="r+")
     generator = _loaded(block.model, sha256_file(block.model / WEIGHTS))
-    digests = []
+    rows = []
     samples = generator.sample(block.conditions, block.seed, first_index=block.first)
-    for row, volume in enumerate(samples, start=block.first):
-        volumes[row] = volume
-        digests.append(hashlib.sha256(volume.tobytes()).hexdigest())
+    for row, volume in enumerate(samples):
+        refused = 0
+        while block.check is not None and block.check(volume[None])[0]:
+            refused += 1
+            volume = _another(generator, block, row, refused)
+        volumes[block.first + row] = volume
+        rows.append((hashlib.sha256(volume.tobytes()).hexdigest(), refused))
     volumes.flush()
-    write_json(block.mark, {"batch_id": block.batch_id, "sha256": digests})
-    return digests
+    hashes, refusals = zip(*rows, strict=True)
+    write_json(block.mark, {"batch_id": block.batch_id, "sha256": hashes, "refused": refusals})
+    return rows
+
+
+def _another(generator: Generator, block: _Block, row: int, refused: int) -> FloatArray:
+    """Return the next draw of a row after so many that were refused."""
+    if refused >= _MOST_DRAWS:
+        raise GateRefusedError(
+            f"{_MOST_DRAWS} draws of synthetic scan {block.first + row + 1} were copies of "
+            "training persons.",
+            remedy="Do not use this generator: train another with more persons, or another family.",
+        )
+    seed = derive(block.seed, "again", refused)
+    condition = block.conditions[row]
+    return next(iter(generator.sample([condition], seed, first_index=block.first + row)))
 
 
 @lru_cache(maxsize=1)
@@ -127,7 +174,8 @@ def _loaded(model: Path, sha256: str) -> Generator:
     return load_generator(model)
 
 
-def _scan(index: int, condition: Condition, digest: str) -> Scan:
+def _scan(index: int, condition: Condition, drawn: tuple[str, int]) -> Scan:
+    digest, refused = drawn
     person = f"SYN{index + 1:06d}"
     return Scan(
         scan_id=f"{person}_ses-01_T1w",
@@ -137,4 +185,5 @@ def _scan(index: int, condition: Condition, digest: str) -> Scan:
         condition=condition,
         target=condition.diagnosis,
         site=condition.site,
+        flags=(REDRAWN,) * refused,
     )

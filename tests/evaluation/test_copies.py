@@ -109,6 +109,19 @@ def test_several_scans_of_one_person_are_one_person(training, brains):
     assert own.score.min() > strangers.score.max()
 
 
+def test_copies_of_few_persons_stand_out_whoever_their_rivals_are(training, brains):
+    assay = Assay.of(training[:20], [f"P{i:02d}" for i in range(20)], voxel_mm=8.0, shift_mm=8.0)
+    copies, strangers = assay.match(training[:20]), assay.match(brains(20, 7))
+    # While a donor's part counted among its rivals, the factor here was 1.
+    assert copies.score.min() > 4 * strangers.score.max()
+
+
+def test_a_scans_match_does_not_depend_on_the_scans_beside_it(assay, training):
+    together = assay.match(training[:5])
+    alone = [assay.match(volume[None]) for volume in training[:5]]
+    assert list(together.score) == [one.score[0] for one in alone]
+
+
 def test_fine_grids_are_averaged_to_four_millimetres():
     fine = np.arange(64, dtype=np.float32).reshape(1, 4, 4, 4)
     assert copies.coarse_voxel_mm(1.0) == 4.0

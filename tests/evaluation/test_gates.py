@@ -29,6 +29,48 @@ def test_the_spread_gate_accuses_few_honest_generators_and_finds_a_third_of_vari
     assert outcomes[0.63].count("pass") == 0
 
 
+@pytest.mark.parametrize("weak", [False, True])
+def test_the_spread_gates_own_power_is_that_of_a_simulation(weak):
+    # Person-level tails: 5 degrees of freedom leave the gate weak with few persons.
+    random = np.random.default_rng(6)
+    n, tails = (50, np.inf) if not weak else (15, 3)
+
+    def people(size):
+        return rows(size, random) * np.sqrt(
+            1 if tails == np.inf else tails / random.chisquare(tails, size)
+        ).reshape(-1, 1)
+
+    said = np.mean([plausibility.spread_power(people(n), 200) for _ in range(30)])
+    fired = [
+        plausibility.spread_gate(people(n), np.sqrt(0.63) * people(200), fewest_persons=10)[0]
+        for _ in range(60)
+    ]
+    assert said == pytest.approx(np.mean([g.outcome == "fail" for g in fired]), abs=0.2)
+    assert (said < 0.9) == weak
+
+
+def test_a_gate_that_would_not_see_a_third_of_variance_lost_cannot_pass():
+    random = np.random.default_rng(7)
+    real = rows(12, random) * np.sqrt(3 / random.chisquare(3, 12))[:, None]
+    gate, numbers = plausibility.spread_gate(real, 1.5 * np.repeat(real, 20, 0), fewest_persons=10)
+    assert numbers["power_at_37pct_loss"] < 0.9
+    assert gate.outcome == "insufficient"
+
+
+def test_implausible_brains_are_named_worst_first():
+    random = np.random.default_rng(8)
+    real, synthetic = vectors(60, random), vectors(40, random)
+    synthetic[3, MEASURES.index("grey")] = 20
+    synthetic[7, :2] = 20
+    names = tuple(f"SYN{i:03d}" for i in range(40))
+    _, details = plausibility.plausibility_gate(
+        real, synthetic, None, fewest_persons=20, names=names
+    )
+    assert [row["scan"] for row in details["outliers"]][:2] == ["SYN007", "SYN003"]
+    assert details["outliers"][1]["measures"] == ["grey"]
+    assert details["measures"]["grey"] == 2
+
+
 def test_few_real_persons_make_the_spread_insufficient_and_never_pass():
     random = np.random.default_rng(2)
     gate, numbers = plausibility.spread_gate(rows(10, random), rows(200, random), fewest_persons=20)
@@ -58,17 +100,16 @@ def test_blur_fails_the_high_frequency_gate_and_equal_detail_passes():
         measures.high_frequency(v, window) for v in (field(30, 0), field(60, 0), field(60, 0.6))
     )
     judged = [
-        plausibility.high_frequency_gate(real, other, fewest_persons=20)
+        plausibility.high_frequency_gate(real, other, fewest_persons=20)[0]
         for other in (equal, blurred)
     ]
     assert [gate.outcome for gate in judged] == ["pass", "fail"]
-    noisy = plausibility.high_frequency_gate(real, real + 1, fewest_persons=20)
+    noisy, numbers = plausibility.high_frequency_gate(real, real + 1, fewest_persons=20)
     assert noisy.outcome == "pass"
     assert "more fine detail" in noisy.reason
-    assert (
-        plausibility.high_frequency_gate(real[:9], real[9:], fewest_persons=20).outcome
-        == "insufficient"
-    )
+    assert numbers["hf_excess"]
+    few, _ = plausibility.high_frequency_gate(real[:9], real[9:], fewest_persons=20)
+    assert few.outcome == "insufficient"
 
 
 def test_a_pure_tone_lies_in_its_band():

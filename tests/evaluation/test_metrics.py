@@ -2,27 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from rarescan.errors import InputError
 from rarescan.evaluation import metrics, table
+from rarescan.evaluation.moments import Moments, frechet
 from rarescan.evaluation.relative import compare
-
-
-class Identity(nn.Module):
-    """Hands precomputed features to torchmetrics, which then computes on them."""
-
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.num_features = d
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
 
 
 def draw(n: int, d: int, seed: int, *, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -46,22 +32,33 @@ def test_fid_of_commuting_gaussians_has_its_closed_form():
     assert metrics.fid(x, y) == pytest.approx(expected, rel=1e-10)
 
 
-def test_fid_equals_torchmetrics_on_the_same_features():
-    x, y = draw(120, 16, 1), draw(90, 16, 2, shift=0.3)
-    judge = FrechetInceptionDistance(feature=Identity(16))
-    judge.set_dtype(torch.float64)
-    judge.update(torch.from_numpy(x), real=True)
-    judge.update(torch.from_numpy(y), real=False)
-    assert metrics.fid(x, y) == pytest.approx(float(judge.compute()), rel=1e-6)
+def test_many_persons_with_many_features_take_another_way_to_the_same_fid(monkeypatch):
+    x, y = draw(620, 300, 1), draw(700, 300, 2, shift=0.3)
+    wide = metrics.fid(x, y)
+    monkeypatch.setattr(metrics, "_WIDE", 10**6)
+    assert wide == pytest.approx(metrics.fid(x, y), rel=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all:UserWarning")
-def test_kid_equals_torchmetrics_with_one_full_subset():
-    x, y = draw(60, 16, 3), draw(60, 16, 4, shift=0.3)
-    judge = KernelInceptionDistance(feature=Identity(16), subsets=1, subset_size=60)
-    judge.update(torch.from_numpy(x), real=True)
-    judge.update(torch.from_numpy(y), real=False)
-    assert metrics.kid(x, y).value == pytest.approx(float(judge.compute()[0]), rel=1e-6)
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(3, 40), m=st.integers(3, 40), d=st.integers(1, 20), seed=st.integers(0, 10**6))
+def test_frechet_of_moments_equals_fid_even_where_covariances_are_singular(n, m, d, seed):
+    x, y = draw(n, d, seed), draw(m, d, seed + 1, shift=1.0)
+    x, y = (np.pad(rows, ((0, 0), (0, 2))) for rows in (x, y))  # two dead features
+    assert frechet(Moments.of(x), Moments.of(y)) == pytest.approx(metrics.fid(x, y), abs=1e-8)
+
+
+def test_scores_of_few_persons_with_many_features_are_those_of_all_features():
+    x, y = draw(20, 300, 8) + 5, draw(24, 300, 9)
+    sigma2 = metrics.frozen_bandwidth(x)
+    rows = table.score_pair(x, y, sigma2=sigma2, seed=0)
+    assert rows["mmd"].value == pytest.approx(metrics.mmd(x, y, sigma2=sigma2).value, rel=1e-10)
+    assert rows["kid"].value == pytest.approx(metrics.kid(x, y).value, rel=1e-12)
+    assert rows["recall"].value == metrics.prdc(x, y)["recall"]
+    raw = metrics.fid_at_equal_n(x, y, seed=0)[0]
+    assert rows["fid"].value == pytest.approx(raw.value, rel=1e-10)
+    many = table.score_pair(draw(220, 500, 1), draw(220, 500, 2), sigma2=sigma2, seed=0)
+    assert many["fid"].sufficient
+    assert not many["fid_jackknife"].sufficient  # fewer persons than half the features
 
 
 def test_identical_sets_are_at_distance_zero():
@@ -132,7 +129,10 @@ def test_scores_say_what_may_be_read_from_them():
     assert not rows["fid"].sufficient
     assert (rows["fid"].n_real, rows["fid"].n_synthetic) == (36, 36)
     assert (rows["mmd"].n_real, rows["mmd"].n_synthetic) == (36, 100)
-    assert all(score.low <= score.value <= score.high for score in rows.values())
+    assert all(score.low < score.value < score.high for score in rows.values() if score.value != 1)
+    far = table.score_pair(x, x + 100, sigma2=1.0, seed=0)["recall"]
+    assert (far.value, far.low) == (0, 0)
+    assert far.high == pytest.approx(1 - 0.025 ** (1 / 36))  # 0 of 36, not "surely none"
     uninformative = table.inception_score_row(np.full((9, 2), 0.5), "from nothing")
     assert uninformative.value == pytest.approx(1)
     assert uninformative.better == "neither"

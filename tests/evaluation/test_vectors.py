@@ -89,6 +89,18 @@ def test_v6_inception_score(vectors):
     assert metrics.inception_score(np.eye(4))[0] == pytest.approx(4, abs=1e-9)
 
 
+def test_v7_vendi(vectors):
+    x = np.array(vectors["V5_prdc"]["inputs"]["X_real"])
+    expected = vectors["V7_vendi"]["expected"]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert metrics.vendi(unit @ unit.T) == pytest.approx(expected["vendi_cosine"], abs=1e-9)
+    median = 4 * metrics.frozen_bandwidth(x)
+    kernel = metrics.rbf(x, x, median)
+    assert metrics.vendi(kernel) == pytest.approx(expected["vendi_rbf_median"], abs=1e-9)
+    assert metrics.vendi(np.eye(5)) == pytest.approx(5)
+    assert metrics.vendi(np.ones((5, 5))) == pytest.approx(1)
+
+
 def test_v8_conformal_p_batch_p_and_upper_bounds(vectors):
     inputs, expected = (vectors["V8_privacy"][k] for k in ("inputs", "expected"))
     p = privacy.conformal_p(np.array(inputs["synthetic"]), np.array(inputs["held_out"]))

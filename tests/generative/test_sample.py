@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusal import Refusal
 
 from rarescan.cohort.contracts import Condition
 from rarescan.cohort.store import open_cohort, open_volumes, write_cohort
-from rarescan.errors import InputError
+from rarescan.errors import GateRefusedError, InputError
 from rarescan.files import Recipe, run_step
 from rarescan.generative import sample
 from rarescan.generative.families import load_generator
-from rarescan.generative.sample import write_samples
+from rarescan.generative.sample import REDRAWN, write_samples
+from rarescan.seeds import derive
 
 Trained = Callable[[str, str], Path]
 ASKED = [
@@ -107,4 +109,56 @@ def test_a_condition_that_cannot_be_served_stops_before_anything_is_written(
 def test_marks_hold_hashes_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
     write_samples(tmp_path, trained("gaussian", "pca"), ASKED[:3], seed=5)
     marks = list((tmp_path / "rarescan" / ".samples").iterdir())
-    assert [set(json.loads(m.read_text())) for m in marks] == [{"batch_id", "sha256"}]
+    assert [set(json.loads(m.read_text())) for m in marks] == [{"batch_id", "sha256", "refused"}]
+
+
+def test_refused_scans_are_drawn_again_and_counted_and_none_of_them_is_delivered(
+    trained: Trained, tmp_path: Path
+) -> None:
+    model, refusal = trained("gaussian", "pca"), Refusal(share=0.4)
+    scans = write_samples(tmp_path / "checked", model, ASKED, seed=5, check=refusal)
+    delivered = np.load(tmp_path / "checked" / "rarescan" / "volumes.npy")
+    first = list(load_generator(model).sample(ASKED, 5))
+    assert refusal(np.stack(first)).any()
+    assert not refusal(delivered).any()
+    for index, (scan, volume) in enumerate(zip(scans, delivered, strict=True)):
+        refused = scan.flags.count(REDRAWN)
+        assert bool(refused) == bool(refusal(first[index][None])[0])
+        # Attempt k is that very scan of another batch, and can be drawn alone.
+        seed = derive(5, "again", refused) if refused else 5
+        alone = load_generator(model).sample([ASKED[index]], seed, first_index=index)
+        np.testing.assert_array_equal(next(iter(alone)), volume)
+        assert scan.sha256 == hashlib.sha256(volume.tobytes()).hexdigest()
+    assert max(scan.flags.count(REDRAWN) for scan in scans) > 1
+
+
+def test_replacements_depend_on_neither_workers_nor_kills_nor_the_batchs_length(
+    trained: Trained, tmp_path: Path
+) -> None:
+    model, refusal = trained("gaussian", "pca"), Refusal(share=0.4)
+    whole = write_samples(tmp_path / "1", model, ASKED, seed=5, check=refusal)
+    two = write_samples(tmp_path / "2", model, ASKED, seed=5, check=refusal, workers=2)
+    short = write_samples(tmp_path / "short", model, ASKED[:20], seed=5, check=refusal)
+    assert stored(tmp_path / "1") == stored(tmp_path / "2")
+    assert whole == two
+    assert whole[:20] == short
+    marks = sorted((tmp_path / "2" / "rarescan" / ".samples").iterdir())
+    marks[1].unlink()
+    assert write_samples(tmp_path / "2", model, ASKED, seed=5, check=refusal) == whole
+    assert stored(tmp_path / "1") == stored(tmp_path / "2")
+
+
+def test_rows_that_another_check_let_pass_are_not_taken_for_done(
+    trained: Trained, tmp_path: Path
+) -> None:
+    model = trained("gaussian", "pca")
+    write_samples(tmp_path, model, ASKED[:8], seed=5)
+    scans = write_samples(tmp_path, model, ASKED[:8], seed=5, check=Refusal(share=0.4))
+    assert any(scan.flags for scan in scans)
+
+
+def test_a_generator_that_only_copies_is_refused(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(GateRefusedError, match="10 draws of synthetic scan 1 "):
+        write_samples(
+            tmp_path, trained("gaussian", "pca"), ASKED[:2], seed=5, check=Refusal(share=1.0)
+        )

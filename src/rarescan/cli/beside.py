@@ -208,6 +208,32 @@ def push(
 
 
 @app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="The reference: a folder of images or a feature file.")],
+    b: Annotated[str, typer.Argument(help="What is held against it.")],
+    extractor: Annotated[
+        str,
+        typer.Option(help="pyramid (any image), regions (brain grid) or inception (its weights)."),
+    ] = "pyramid",
+    config: Config = "",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print distances between two folders (NIfTI, PNG, DICOM) or feature files (npz, csv)."""
+    from rarescan.evaluation.comparison import compare as distances
+    from rarescan.evaluation.comparison import inception_extractor
+
+    settings = settings_of(config, set_).evaluate
+    eye = (
+        inception_extractor(Path(settings.inception_weights), settings.inception_sha256)
+        if extractor == "inception"
+        else extractor
+    )
+    found = distances(Path(a), Path(b), extractor=eye, seed=settings.seed)
+    typer.echo(json.dumps(found.as_dict()) if as_json else found.table())
+
+
+@app.command()
 def deploy(
     configs: Annotated[list[str], typer.Argument(help="Settings whose `schedule` is set.")],
     local: Annotated[

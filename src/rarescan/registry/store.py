@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -32,7 +32,10 @@ _log = logging.getLogger("rarescan")
 _SECONDS_TO_ANSWER = 5
 _MOST_METRICS_A_CALL = 1000
 _MOST_PARAMS_A_CALL = 100
+_LONGEST_DESCRIPTION = 5000
+"""What every MLflow server takes; the whole card is among the run's artifacts."""
 _RECIPE_TAG = "rarescan.recipe"
+_REFERENCE_TAG = "rarescan.reference"
 
 # MLflow's own defaults block for four minutes on an absent server and look up a telemetry host.
 _ENVIRONMENT = {
@@ -42,6 +45,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -219,6 +223,38 @@ class Registry:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+    def registered_by(self, decision_id: str) -> ModelVersion | None:
+        """Return the version that a decision registered, so that repeating it registers once."""
+        found = self._client.search_model_versions(f"name = '{self._config.model_name}'")
+        mine = [v for v in found if v.tags.get("decision_id") == decision_id]
+        return self._version(mine[0]) if mine else None
+
+    def log_decision(self, record: RunRecord, reference_id: str) -> None:
+        """Log a decision as a run of its own, found again by the persons that it used."""
+        tags = {**record.tags, "decision_id": record.recipe_id, _REFERENCE_TAG: reference_id}
+        self.log(replace(record, tags=tags))
+
+    def decisions_on(self, reference_id: str) -> list[str]:
+        """Return the ids of the decisions that used these validation persons."""
+        found = self._client.search_runs(
+            [self._experiment], f"tags.`{_REFERENCE_TAG}` = '{reference_id}'"
+        )
+        return sorted({str(run.data.tags["decision_id"]) for run in found})
+
+    def describe(self, version: ModelVersion, card: str) -> None:
+        """Show a model card on the version's page."""
+        name = version.model_uri.removeprefix("models:/").rpartition("/")[0]
+        self._client.update_model_version(name, version.version, card[:_LONGEST_DESCRIPTION])
+
+    def retire(self, version: ModelVersion, decision_id: str) -> None:
+        """Take the alias `champion` from a version that failed a gate since."""
+        name = version.model_uri.removeprefix("models:/").rpartition("/")[0]
+        self.tag(version, "permitted_use", "inside_controller")
+        self.tag(version, "retired_by", decision_id)
+        champion = self.champion()
+        if champion is not None and champion.model_uri == version.model_uri:
+            self._client.delete_registered_model_alias(name, "champion")
 
     def tag(self, version: ModelVersion, key: str, value: str) -> None:
         """Set one tag of a version, for example `helps` after `rarescan retrain`."""

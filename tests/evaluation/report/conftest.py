@@ -159,6 +159,7 @@ def _train(run: Path) -> None:
 def _decide(run: Path, verdict: str) -> None:
     chosen = None if verdict == "refuse" else "vae"
     champion = {
+        "candidate": "vae",
         "family": "vae",
         "model_uri": "models:/rarescan/3",
         "version": "3",
