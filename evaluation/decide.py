@@ -109,8 +109,9 @@ def decide(
     config = config or SelectConfig()
     candidates = scores["candidates"]
     _require_complete(candidates, features, champion)
-    costs = {name: entrant.seconds_per_scan for name, entrant in entrants.items()}
-    inputs = content_id([scores, costs, champion, config.alpha])
+    # Without the costs: they are measured, and the same run must give the same id.
+    families = {name: entrant.family for name, entrant in entrants.items()}
+    inputs = content_id([scores, families, champion, config.alpha])
     heldout_uses = 1 + len(set(earlier) - {inputs})
     gates = {name: tuple(Gate(**g) for g in c["gates"]) for name, c in candidates.items()}
     race = Race(

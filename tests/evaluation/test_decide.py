@@ -129,6 +129,8 @@ def test_costs_that_a_clock_cannot_tell_apart_leave_it_to_the_simpler_family():
     decision = d.decide(scores, costs, features)
     assert decision.chosen == "b"
     assert "simpler family" in dict(decision.reasons)["chosen"]
+    slower = {name: replace(e, seconds_per_scan=9.0) for name, e in costs.items()}
+    assert d.decide(scores, slower, features).decision_id == decision.decision_id
 
 
 def test_inside_the_set_the_second_extractor_decides_before_the_cost():

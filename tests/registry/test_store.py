@@ -129,5 +129,7 @@ def test_a_folder_is_known_by_its_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("1")
     before = folder_sha256(tmp_path)
+    (tmp_path / "training.json").write_text('{"seconds": 3}')
+    assert folder_sha256(tmp_path) == before
     (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
     assert folder_sha256(tmp_path) != before

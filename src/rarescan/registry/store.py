@@ -35,6 +35,7 @@ _MOST_PARAMS_A_CALL = 100
 _LONGEST_DESCRIPTION = 5000
 """What every MLflow server takes; the whole card is among the run's artifacts."""
 _RECIPE_TAG = "rarescan.recipe"
+_CURVES = "training.json"
 _REFERENCE_TAG = "rarescan.reference"
 
 # MLflow's own defaults block for four minutes on an absent server and look up a telemetry host.
@@ -368,9 +369,13 @@ def connect(config: RegistryConfig, runs: Path) -> Registry:
 
 
 def folder_sha256(folder: Path) -> str:
-    """Return one SHA-256 for the names and bytes of all files of a folder."""
+    """Return one SHA-256 for the names and bytes of all files that make a model.
+
+    How long its training took is none of them: the same seed gives the same fingerprint.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != _CURVES)
+    for path in sorted(files):
         digest.update(f"{path.relative_to(folder).as_posix()}:{sha256_file(path)}\n".encode())
     return digest.hexdigest()
 
