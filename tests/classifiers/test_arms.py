@@ -316,7 +316,7 @@ def test_a_planted_effect_is_found_on_test_persons(prepared: Path, tmp_path: Pat
     assert roc_auc_score([r["truth"] for r in rows], [r["score"] for r in rows]) > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_number_of_workers_changes_no_byte(
     prepared: Path, finished: Path, tmp_path: Path
 ) -> None:

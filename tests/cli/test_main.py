@@ -97,7 +97,7 @@ def test_a_schedule_must_be_set_before_it_is_served(tmp_path: Path) -> None:
     assert "has no schedule" in line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bad_exports_end_with_4_one_line_and_nothing_written(
     tmp_path: Path, prefect_api: str
 ) -> None:

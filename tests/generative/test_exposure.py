@@ -21,6 +21,7 @@ def test_a_codec_fitted_to_few_persons_rebuilds_them_better_than_others(
     assert max(known) < min(others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["vae", "gan", "diffusion"])
 def test_networks_have_a_loss_of_their_own_for_each_person(
     family: str, trained: Trained, cohort: Path
