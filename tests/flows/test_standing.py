@@ -1,6 +1,5 @@
 """The registered champion meets new candidates: pinned, sampled, judged, kept or retired."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,11 +55,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with two runs, the second of which met the champion of the first."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        # MLflow itself puts the address of an earlier connection into the environment.
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         decided(folder, "first", 0)
         decided(folder, "second", 5)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
     return folder
 
 

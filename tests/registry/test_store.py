@@ -18,7 +18,6 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a database whose migrations have run (they take seconds)."""
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        # MLflow itself puts the address of an earlier connection into the environment.
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         connect(RegistryConfig(), runs)
     return runs
@@ -111,6 +110,14 @@ def test_what_is_logged_during_an_outage_is_replayed_at_the_next_connection(
 
 def _raise_connection_error(*_: object) -> None:
     raise ConnectionError
+
+
+def test_each_connection_goes_to_the_database_of_its_own_runs(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "others")
+    first = connect(RegistryConfig(), runs)
+    second = connect(RegistryConfig(), tmp_path / "others")
+    assert first.uri != second.uri
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_an_empty_registry_has_no_champion(runs: Path) -> None:

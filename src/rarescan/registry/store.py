@@ -88,8 +88,9 @@ class Registry:
     def __init__(self, uri: str, config: RegistryConfig, spool: Path) -> None:
         import mlflow
 
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
+        with _unchanged_addresses():
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
         self.uri = uri
         self._config, self._spool = config, spool
         self._client = mlflow.MlflowClient()
@@ -406,6 +407,19 @@ def _is_outage(error: Exception) -> bool:
     return isinstance(error, MlflowException) and any(
         word in str(error) for word in ("API request to", "Max retries exceeded", "Connection")
     )
+
+
+@contextmanager
+def _unchanged_addresses() -> Iterator[None]:
+    """Take back what MLflow writes into the environment: the next connection may be another."""
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _is_local(uri: str) -> bool:
