@@ -1,6 +1,7 @@
 """Hide copies of training persons in every way we can think of, and count what the search finds.
 
-    python benchmarks/copies.py easy|hard|T1_FOLDER [--split 0.25] [--persons 500] [--draws 1]
+    python benchmarks/copies.py easy|hard|T1_FOLDER [--split 0.25] [--persons 500]
+        [--draws 1] [--seed 1]
 
 Persons are invented ones at 4 mm (presets `easy`, `hard`) or the real ones of a folder of NIfTI
 files on one grid. Each draw divides them anew: some train, as many strangers calibrate, the rest
@@ -69,8 +70,9 @@ def main() -> None:
     parser.add_argument("--persons", type=int, default=500)
     parser.add_argument("--split", type=float, default=0.25, help="share that trains")
     parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the invented persons")
     given = parser.parse_args()
-    volumes, mm = _people(given.source, given.persons)
+    volumes, mm = _people(given.source, given.persons, given.seed)
     flags: dict[str, list[bool]] = {}
     gates: Counter[tuple[str, str]] = Counter()
     start = time.process_time()
@@ -85,9 +87,9 @@ def main() -> None:
         print(f"gate, {batch}: {outcome} {count}")
 
 
-def _people(source: str, persons: int) -> tuple[FloatArray, float]:
+def _people(source: str, persons: int, seed: int) -> tuple[FloatArray, float]:
     if source in ("easy", "hard"):
-        config = PhantomConfig(preset=source, patients=persons // 3, controls=persons)
+        config = PhantomConfig(preset=source, patients=persons // 3, controls=persons, seed=seed)
         return person_volumes(config, range(persons), 4.0), 4.0
     paths = sorted(Path(source).rglob("*.nii.gz"))
     images = [nib.load(path) for path in paths]
