@@ -9,7 +9,7 @@ export PYTHONSAFEPATH = 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help setup demo cohort test check lint types layers coverage format docs picture pacs flow clean
+.PHONY: help setup demo cohort bench-gpu test check lint types layers coverage format docs picture pacs flow clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ pacs: setup  ## the tests with a real Orthanc (apt-get install orthanc orthanc-d
 flow: setup  ## one short real flow, with its second run
 	$(BIN)/rarescan run ci --set runs=$(or $(RUNS),runs)
 	$(BIN)/rarescan run ci --set runs=$(or $(RUNS),runs)
+
+bench-gpu: setup  ## what the presets of 1 and 2 mm take on this machine's GPU: runs/bench-gpu/gpu.md
+	$(BIN)/python benchmarks/generative/gpu.py $(or $(RUNS),runs)/bench-gpu
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage*

@@ -21,7 +21,7 @@ from rarescan.classifiers.spec import RetrainConfig
 from rarescan.cohort.contracts import Question
 from rarescan.cohort.partition import PartitionConfig
 from rarescan.errors import SettingError, nearest
-from rarescan.evaluation.spec import EvaluateConfig, SelectConfig
+from rarescan.evaluation.spec import EvaluateConfig, MonitorConfig, ReportConfig, SelectConfig
 from rarescan.generative.spec import GenerateConfig, GeneratorSpec
 from rarescan.imaging.spec import (
     AdoptConfig,
@@ -83,6 +83,8 @@ class RunConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     push: PushConfig = field(default_factory=PushConfig)
 
     @property

@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 VERBS = (
     *("run", "phantom", "ingest", "prepare", "train", "evaluate", "select", "generate"),
     *("retrain", "report", "pull", "review", "dicom", "push", "trace", "erase", "deploy"),
+    *("import-weights", "export-bundle", "compare", "monitor"),
     *("config", "key"),
 )
 

@@ -3,12 +3,14 @@
 - `evaluate.write_scores`: features, distances, gates of every candidate -> `scores.json`
 - `decide.read_scores`, `decide.decide`: gates and ranking -> `Decision`
 - `gain.summarise`: predictions of the arms -> the gain with its interval and a verdict
-- `report.write_report`: one page that says it all
+- `report.write_report`: one page that says it all, with what readers said (`feedback.summarise`)
+- `drift.drift`, `monitor.write_page`: new scans against those that the champion learned from
 
 As a library, on arrays, tensors, feature sets, feature files and folders of images:
 `from rarescan.evaluation import fid, kid, inception_score, mmd, prdc, copy_test, compare`. Below
 them lie `metrics` (numbers), `conventions` (other packages' numbers), `moments` and `streamed`
-(what does not fit into memory) and `metric_classes` (torchmetrics).
+(what does not fit into memory) and `metric_classes` (torchmetrics). `external.open_extractor` makes
+networks of others look at images.
 """
 
 from importlib import import_module

@@ -15,8 +15,8 @@ import yaml
 
 from rarescan._version import VERSION
 from rarescan.cohort.contracts import Cohort, Grid, Scan
-from rarescan.evaluation.collect import TEMPLATES
 from rarescan.evaluation.intervals import Z95
+from rarescan.evaluation.page import TEMPLATES
 
 CARD, DATASHEET = "MODEL_CARD.md", "DATASHEET.md"
 """Names of the files."""

@@ -8,39 +8,34 @@ run does not have (a refused run has no batch, no arms) is None; nothing is left
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rarescan.cohort.contracts import Cohort
 from rarescan.cohort.partition import PARTS
 from rarescan.cohort.store import open_cohort, read_about, read_events
 from rarescan.errors import InputError
+from rarescan.evaluation.feedback import FEEDBACK
+from rarescan.evaluation.page import words
 from rarescan.files import RECIPE, read_json, read_recipe
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 _ORDER = ("phantom", "ingest", "prepare", "train", "judge", "evaluate", "select", "generate")
 _BEFORE_MODELS = ("phantom", "cohort", "prepared")
 _AFTER_MODELS = ("network", "evaluation", "decision", "synthetic", "classifiers")
 _MEASURES = ("mmd", "kid", "fid", "is", "fid_jackknife", "precision", "recall", "density")
-_PRIVACY = ("flagged", "n", "outcome", "threshold", "upper_bound", "canary_power")
+_PARTS_OF_SCORES = (
+    *("condition_fidelity", "by_diagnosis", "diversity", "spread", "plausibility", "regions"),
+)
+_PRIVACY = (
+    *("flagged", "n", "outcome", "threshold", "upper_bound", "canary_power", "above_strangers"),
+    *("n_validation", "membership", "feature_nearness"),
+)
+_SELECTION = (
+    *("rule", "champion", "n_persons", "heldout_uses", "level", "candidates", "persons_needed"),
+    *("could_not_separate", "disagreeing", "against_champion"),
+)
+_PAPERS = {"card": "decision/MODEL_CARD.md", "datasheet": "synthetic/DATASHEET.md"}
 _CHAMPION = ("candidate", "family", "model_uri", "version", "permitted_use")
-
-
-@cache
-def words() -> dict[str, dict[str, Any]]:
-    """Return the report's plain words: kind -> code -> text."""
-    text: dict[str, dict[str, Any]] = yaml.safe_load((TEMPLATES / "words.yaml").read_text())
-    return text
-
-
-def in_words(code: str, kind: str) -> str:
-    """Return what a code means, or the code itself, spaced, where no words are known."""
-    known = words()[kind].get(code.split(":")[0])
-    return str(known) if known else code.replace("_", " ")
 
 
 def collect(run: Path) -> dict[str, Any]:
@@ -91,6 +86,8 @@ def collect(run: Path) -> dict[str, Any]:
         **{key: gain.get(key) for key in ("gain", "gain_to_real", "placebo")},
         "linear": linear and {**linear, "arms": _in_order(linear["arms"])},
         "decision": decision and _decision_part(decision),
+        "feedback": _read(run / FEEDBACK),
+        "papers": {kind: place for kind, place in _PAPERS.items() if (run / place).exists()},
         "seconds": {name: step.get("seconds") for name, step in steps.items()},
         "peak_memory_mb": _peak_memory(run, steps),
         "memory_mb": {name: step.get("peak_memory_mb") for name, step in steps.items()},
@@ -224,8 +221,11 @@ def _training(record: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in point.items():
             if name not in ("step", "seconds") and value is not None:
                 series[name.replace("_loss", "")].append([point["step"], value])
-    return {"seconds": record.get("seconds"), "parameters": record.get("parameters")} | {
-        "curves": dict(series)
+    return {
+        **{key: record.get(key) for key in ("seconds", "parameters")},
+        "network_kept": (record.get("verdict") or {}).get("network_kept"),
+        "recoveries": len(record.get("events") or ()),
+        "curves": dict(series),
     }
 
 
@@ -235,13 +235,10 @@ def _candidate(scored: Mapping[str, Any], primary: str) -> dict[str, Any]:
     return {
         **{measure: measured.get(measure) for measure in (*_MEASURES, "coverage")},
         "regions_mmd": by_extractor.get("regions", {}).get("mmd"),
-        "other_extractors": {
-            k: v for k, v in by_extractor.items() if k not in (primary, "regions")
-        },
-        "condition_fidelity": scored.get("condition_fidelity"),
-        "spread": scored.get("spread"),
+        "distances": by_extractor or None,
+        **{part: scored.get(part) for part in _PARTS_OF_SCORES},
+        "hf_excess": (scored.get("high_frequency") or {}).get("hf_excess"),
         "privacy": _allowed(scored.get("privacy"), _PRIVACY),
-        "regions": scored.get("regions"),
     }
 
 
@@ -278,7 +275,7 @@ def _in_order(arms: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _decision_part(decision: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: decision.get(k) for k in ("decision_id", "verdict", "chosen", "permitted_use")}
     reasons = [{"code": code, "text": text} for code, text in decision.get("reasons", ())]
-    return kept | {"reasons": reasons}
+    return kept | {"reasons": reasons, "selection": _allowed(decision.get("selection"), _SELECTION)}
 
 
 def _verdict(

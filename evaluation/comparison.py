@@ -4,21 +4,22 @@
 is what the same distances are between random halves of A: what no generator can beat.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from rarescan.cohort.contracts import FloatArray, Score
+from rarescan.cohort.contracts import Score
 from rarescan.errors import SettingError, nearest
 from rarescan.evaluation import metrics
-from rarescan.evaluation.intervals import Z95
+from rarescan.evaluation.diversity import vendi_ratio
+from rarescan.evaluation.features import Extractor
 from rarescan.evaluation.pictures import pyramid, region_vector
-from rarescan.evaluation.sources import Extractor, Source, require_one_kind, rows_of
+from rarescan.evaluation.sources import Source, require_one_kind, rows_of
+from rarescan.evaluation.spec import ExtractorConfig
 from rarescan.evaluation.table import in_their_span, score_pair
 from rarescan.seeds import generator
 
@@ -129,7 +130,7 @@ def _numbers(x: Array, y: Array, seed: int) -> tuple[dict[str, Score], dict[str,
     sigma2 = metrics.frozen_bandwidth(x)
     scores = score_pair(x, y, sigma2=sigma2, seed=seed)
     x, y = in_their_span(x, y)
-    scores["vendi_ratio"] = _vendi_ratio(x, y, sigma2=sigma2, seed=seed)
+    scores["vendi_ratio"] = vendi_ratio(x, y, sigma2=sigma2, seed=seed)
     n = min(len(y), len(x) // 2, _MOST_IN_A_HALF)
     if n < 3:
         return scores, {}
@@ -150,38 +151,25 @@ def _numbers(x: Array, y: Array, seed: int) -> tuple[dict[str, Score], dict[str,
     return scores, {_FID_OF_PARTS if name == "fid" else name: row for name, row in floor.items()}
 
 
-def named_extractor(name: str) -> Extractor:
-    """Return one of `EXTRACTORS`."""
-    if name not in EXTRACTORS:
-        raise SettingError(
-            f"There is no extractor '{name}'.", remedy=nearest(name, list(EXTRACTORS))
-        )
-    return EXTRACTORS[name]
-
-
-def inception_extractor(weights: Path, sha256: str) -> Extractor:
-    """Return Inception-v3 as FID is defined with, for pictures and middle slices of volumes.
+def named_extractor(name: str, others: Sequence[ExtractorConfig] = ()) -> Extractor:
+    """Return one of `EXTRACTORS`, or a network of others that the settings name.
 
     Raises
     ------
-    SettingError, InputError
-        As `inception.load_inception`.
+    SettingError, InputError, MissingExtraError
+        No such extractor, or as `external.open_extractor`.
     """
-    import torch
+    known = {one.name: one for one in others}
+    if name in known:
+        from rarescan.evaluation.external import open_extractor
 
-    from rarescan.evaluation import inception
-
-    network = inception.load_inception(weights, sha256)
-
-    def embed(image: FloatArray) -> npt.NDArray[np.floating]:
-        if image.ndim == 3:
-            return np.asarray(inception.slice_features(network, image[None])[0])
-        grey = torch.from_numpy(np.rint(image.T * 255).astype(np.float32))[None, None]
-        with torch.inference_mode():
-            resized = inception.resize_like_tensorflow1(grey, 299)
-            return np.asarray(network(resized.expand(1, 3, -1, -1))[0][0])
-
-    return Extractor(name="inception", embed=embed, weights_sha256=sha256)
+        return open_extractor(known[name])
+    if name not in EXTRACTORS:
+        raise SettingError(
+            f"There is no extractor '{name}'.",
+            remedy=f"{nearest(name, [*EXTRACTORS, *known])} `evaluate.extractors` adds others.",
+        )
+    return EXTRACTORS[name]
 
 
 def _of_parts(name: str, values: list[float], n: int) -> Score:
@@ -196,35 +184,6 @@ def _of_parts(name: str, values: list[float], n: int) -> Score:
         sufficient=False,
         method=f"mean and middle 95 % of {_SPLITS} random pairs of parts; does not decide",
     )
-
-
-def _vendi_ratio(x: Array, y: Array, *, sigma2: float, seed: int) -> Score:
-    """Return how many different persons B is worth, over A at the same number of persons."""
-    n = min(len(x), len(y), _MOST_IN_A_HALF)
-    ratios, halves = [], []
-    for index in range(_SPLITS):
-        draw = generator(seed, "vendi", index)
-        a, b = (rows[draw.choice(len(rows), n, replace=False)] for rows in (x, y))
-        ratios.append(_vendi(b, sigma2) / _vendi(a, sigma2))
-        half = slice(n // 2)  # rows were drawn in random order
-        halves.append(_vendi(b[half], sigma2) / _vendi(a[half], sigma2))
-    value, se = float(np.mean(ratios)), float(np.std(halves, ddof=1))
-    return Score(
-        name="vendi_ratio",
-        value=value,
-        low=max(0.0, value - Z95 * se),
-        high=value + Z95 * se,
-        better="higher",
-        n_real=n,
-        n_synthetic=n,
-        sufficient=n >= 50,
-        method="Vendi scores with the frozen RBF kernel, B over A at equal n; interval from half "
-        "samples, which covers 83 to 90 % of true values, not 95 %; does not decide",
-    )
-
-
-def _vendi(rows: Array, sigma2: float) -> float:
-    return metrics.vendi(metrics.rbf(rows, rows, sigma2))
 
 
 def _interval(score: Score) -> str:

@@ -1,10 +1,11 @@
 """Score every candidate: features, distances with intervals, gates, condition fidelity.
 
-`write_scores` is the way in. The reference are validation persons, whom no generator has seen;
+`write_scores` is the way in. `people.measure` looks at every set once; here its rows become the
+numbers of `scores.json`. The reference are validation persons, whom no generator has seen;
 training persons serve the search for copies and fix the scale of the region vector.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,39 +13,16 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from rarescan.cohort.contracts import (
-    Cohort,
-    FeatureSet,
-    FloatArray,
-    Gate,
-    Question,
-    Score,
-)
+from rarescan.cohort.contracts import Gate, Question, Score
 from rarescan.cohort.store import open_cohort, read_about
-from rarescan.errors import InputError
 from rarescan.evaluation.copies import Matches
+from rarescan.evaluation.diversity import similarity_score, vendi_ratio
 from rarescan.evaluation.effects import Effects
-from rarescan.evaluation.features import (
-    FOLDER,
-    PRIMARY,
-    SECOND,
-    load_features,
-    person_rows,
-    save_features,
-)
+from rarescan.evaluation.features import FOLDER, PRIMARY, SECOND, save_features
 from rarescan.evaluation.fidelity import age_fidelity, condition_fidelity
-from rarescan.evaluation.images import (
-    ImageSet,
-    SetFacts,
-    SetTask,
-    describe_set,
-    part_of,
-    require_grid,
-    samples_of,
-)
-from rarescan.evaluation.measures import MEASURES
 from rarescan.evaluation.membership import black_box, membership_gate, white_box
-from rarescan.evaluation.metrics import frozen_bandwidth, require_comparable
+from rarescan.evaluation.metrics import frozen_bandwidth
+from rarescan.evaluation.people import REAL_PARTS, Embed, People, measure
 from rarescan.evaluation.plausibility import (
     high_frequency_gate,
     plausibility_gate,
@@ -53,23 +31,20 @@ from rarescan.evaluation.plausibility import (
 from rarescan.evaluation.privacy import (
     Calibration,
     batch_gate,
-    calibrate,
     data_gate,
     feature_nearness,
     judge_copies,
 )
 from rarescan.evaluation.spec import EvaluateConfig
-from rarescan.evaluation.table import inception_score_row, score_pair
+from rarescan.evaluation.table import in_their_span, inception_score_row, score_pair
 from rarescan.files import write_json
-from rarescan.processes import run_parallel
+from rarescan.seeds import generator
 
 Array = npt.NDArray[np.float64]
-Embed = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 
 SCORES = "scores.json"
-_REAL_PARTS = ("train", "validation")
-_INCEPTION = "inception"
-_WORTH_PROCESSES_BYTES = 64 * 2**20
+_FLOOR = ("mmd", "kid", "fid", "fid_jackknife")
+_FEWEST = 3
 
 
 def write_scores(
@@ -102,149 +77,22 @@ def write_scores(
     ------
     InputError
         No candidate, a part without persons, features that cannot be compared.
+    SettingError
+        The file of an extractor is missing or has another hash.
     GridMismatchError
         Samples on another grid than the cohort.
     """
-    cohort = open_cohort(prepared)
-    sets = _image_sets(cohort, samples)
-    looked = {name: _Looked.at(images, embed) for name, images in sets.items()}
-    for name, one in looked.items():
-        require_comparable(looked["validation"].features, one.features, name)
-    facts, calibration = _measure(sets, cohort, config)
-    features = {
-        PRIMARY: {
-            name: FeatureSet(
-                values=one.features,
-                person_ids=one.persons,
-                extractor=PRIMARY,
-                weights_sha256=_weights_of(embed),
-            )
-            for name, one in looked.items()
-        },
-        SECOND: _region_features(sets, facts),
-    }
-    for extractor in features.values():
-        for name, values in extractor.items():
-            save_features(work / FOLDER, name, values)
-    if config.inception_weights:
-        features[_INCEPTION] = _inception_features(work / FOLDER, sets, config)
-    evaluation = _Evaluation(config, question, sets, looked, facts, calibration, features)
-    write_json(work / SCORES, evaluation.scores())
+    people, scale = measure(open_cohort(prepared), samples, embed, config, _kept_features(work))
+    for name, one in people.items():
+        for extractor in (PRIMARY, SECOND):
+            save_features(work / FOLDER, name, one.features[extractor])
+    write_json(work / SCORES, _Evaluation(config, question, people, scale).scores())
 
 
-def _image_sets(cohort: Cohort, samples: Mapping[str, Path]) -> dict[str, ImageSet]:
-    if not samples:
-        raise InputError(
-            "There is no candidate to score.",
-            remedy="Train a generator first: `rarescan train PREPARED MODELS`.",
-        )
-    taken = set(samples) & set(_REAL_PARTS)
-    if taken:
-        raise InputError(
-            f"A candidate is called '{min(taken)}', which is the name of a part of the cohort.",
-            remedy="Give the candidate another name.",
-        )
-    grid = require_grid(cohort)
-    real = {"train": part_of(cohort, "train"), "validation": part_of(cohort, "validation")}
-    return real | {name: samples_of(name, root, grid) for name, root in samples.items()}
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """What the network saw in a set, one row a person."""
-
-    persons: tuple[str, ...]
-    diagnoses: tuple[str, ...]
-    ages: Array
-    features: FloatArray
-    probabilities: FloatArray
-
-    @classmethod
-    def at(cls, images: ImageSet, embed: Embed) -> "_Looked":
-        parts = [embed(volumes) for volumes in images.chunks()]
-        features, persons = person_rows(np.concatenate([p[0] for p in parts]), images.persons)
-        chances, _ = person_rows(np.concatenate([p[1] for p in parts]), images.persons)
-        ages, _ = person_rows(np.array(images.ages), images.persons)
-        by_person = dict(zip(reversed(images.persons), reversed(images.diagnoses), strict=True))
-        return cls(
-            persons,
-            tuple(by_person[p] for p in persons),
-            ages,
-            features.astype(np.float32),
-            chances.astype(np.float32),
-        )
-
-
-def _weights_of(embed: Embed) -> str:
-    """Return the hash of the weights, where the function's network names it."""
-    return str(getattr(getattr(embed, "__self__", embed), "weights_sha256", ""))
-
-
-def _measure(
-    sets: Mapping[str, ImageSet], cohort: Cohort, config: EvaluateConfig
-) -> tuple[dict[str, SetFacts], Calibration]:
-    """Measure every set and the planted copies, and calibrate the search for copies."""
-    task = SetTask(
-        images=sets["train"],
-        prepared=cohort.root,
-        cohort_id=cohort.cohort_id,
-        shift_mm=config.copy_shift_mm,
-        seed=config.seed,
-    )
-    tasks = [replace(task, canaries=config.canary_persons)]
-    tasks += [replace(task, images=images) for images in sets.values()]
-    # Starting processes costs seconds, which little data does not give back.
-    small = sum(images.n_bytes for images in sets.values()) < _WORTH_PROCESSES_BYTES
-    found = run_parallel(describe_set, tasks, what="measure volumes", workers=1 if small else None)
-    canaries = cast(dict[str, Matches], found[0])
-    facts = {n: cast(SetFacts, f) for n, f in zip(sets, found[1:], strict=True)}
-    return facts, calibrate(cast(Matches, facts["validation"].matches), canaries)
-
-
-def _region_features(
-    sets: Mapping[str, ImageSet], facts: Mapping[str, SetFacts]
-) -> dict[str, FeatureSet]:
-    """Return region vectors in units of the training persons' SD."""
-    rows = {
-        name: person_rows(facts[name].measures[:, : len(MEASURES)], images.persons)
-        for name, images in sets.items()
-    }
-    centre, sd = rows["train"][0].mean(axis=0), rows["train"][0].std(axis=0)
-    return {
-        name: FeatureSet(
-            values=((values - centre) / np.where(sd > 0, sd, 1)).astype(np.float32),
-            person_ids=persons,
-            extractor=SECOND,
-        )
-        for name, (values, persons) in rows.items()
-    }
-
-
-def _inception_features(
-    folder: Path, sets: Mapping[str, ImageSet], config: EvaluateConfig
-) -> dict[str, FeatureSet]:
-    """Return Inception features of mid-slices; sets that are there already are not repeated."""
-    from rarescan.evaluation.inception import load_inception, slice_features
-
-    network = None
-    found = {}
-    for name, images in sets.items():
-        path = folder / _INCEPTION / f"{name}.npz"
-        if not path.exists():
-            network = network or load_inception(
-                Path(config.inception_weights), config.inception_sha256
-            )
-            scans = np.concatenate([slice_features(network, v) for v in images.chunks()])
-            rows, persons = person_rows(scans, images.persons)
-            features = FeatureSet(
-                values=rows.astype(np.float32),
-                person_ids=persons,
-                extractor=_INCEPTION,
-                weights_sha256=config.inception_sha256,
-            )
-            save_features(folder, name, features)
-        found[name] = load_features(path)
-    return found
+def _kept_features(work: Path) -> tuple[Path, Path]:
+    """Return where features may lie: here, and in the finished result that this one replaces."""
+    finished = work.with_name(work.name.removeprefix(".").removesuffix(".unfinished"))
+    return work / FOLDER, finished / FOLDER
 
 
 @dataclass(frozen=True)
@@ -253,74 +101,79 @@ class _Evaluation:
 
     config: EvaluateConfig
     question: Question
-    sets: Mapping[str, ImageSet]
-    looked: Mapping[str, _Looked]
-    facts: Mapping[str, SetFacts]
-    calibration: Calibration
-    features: Mapping[str, Mapping[str, FeatureSet]]
+    people: Mapping[str, People]
+    scale: Calibration
 
     def scores(self) -> dict[str, Any]:
-        sigma2 = {e: frozen_bandwidth(self._values(e, "validation")) for e in self.features}
+        made = {name: one for name, one in self.people.items() if name not in REAL_PARTS}
+        real = self.people["validation"]
+        sigma2 = {extractor: frozen_bandwidth(real.rows(extractor)) for extractor in real.features}
         return {
             "extractors": {
                 "primary": PRIMARY,
-                "weights_sha256": {
-                    name: sets["validation"].weights_sha256 for name, sets in self.features.items()
-                },
+                "weights_sha256": {e: f.weights_sha256 for e, f in real.features.items()},
                 "sigma2": sigma2,
             },
+            # ImageNet's classes or two diagnoses: neither says whether a brain looks real.
+            "informative": {"is": False},
             "network": self._network(),
-            "floor": self._floor(sigma2[PRIMARY]),
-            "candidates": {
-                name: self._candidate(name, sigma2) for name in self.sets if name not in _REAL_PARTS
-            },
+            "floor": self._floor(sigma2[PRIMARY], min(len(one.ids) for one in made.values())),
+            "candidates": {name: self._candidate(one, sigma2) for name, one in made.items()},
         }
 
-    def _values(self, extractor: str, name: str) -> Array:
-        return self.features[extractor][name].values.astype(np.float64)
+    def _real(self) -> tuple[People, People]:
+        """Return training and validation persons."""
+        return self.people["train"], self.people["validation"]
 
     def _network(self) -> dict[str, Any]:
         """How well the judge itself does on real persons that it has not seen."""
-        one = self.looked["validation"]
-        judged = condition_fidelity(
-            one.probabilities, one.diagnoses, self.question, synthetic=False
-        )
+        judged = self._agreement(self.people["validation"], synthetic=False)
         return {"auc": _plain(judged["auc"]), "accuracy": _plain(judged["agreement"])}
 
-    def _floor(self, sigma2: float) -> dict[str, Any]:
-        """Distances between real and real: what a perfect generator could reach at this n."""
-        pair = (self._values(PRIMARY, name) for name in ("validation", "train"))
-        rows = score_pair(*pair, sigma2=sigma2, seed=self.config.seed)
-        return {name: _plain(rows[name], PRIMARY) for name in ("mmd", "kid", "fid") if name in rows}
+    def _agreement(self, one: People, *, synthetic: bool) -> dict[str, Any]:
+        return condition_fidelity(
+            one.probabilities, list(one.diagnoses), self.question, synthetic=synthetic
+        )
 
-    def _candidate(self, name: str, sigma2: Mapping[str, float]) -> dict[str, Any]:
+    def _floor(self, sigma2: float, most: int, diagnosis: str | None = None) -> dict[str, Any]:
+        """Distances between real and real, at most `most` against the validation persons.
+
+        What a perfect generator could reach at this n: distances with a bias compare at one only.
+        """
+        train, validation = (_rows_of(one, diagnosis) for one in self._real())
+        n = min(len(train), most)
+        if not _comparable(validation, n):
+            return {}
+        drawn = np.sort(generator(self.config.seed, "floor").permutation(len(train))[:n])
+        rows = score_pair(validation, train[drawn], sigma2=sigma2, seed=self.config.seed)
+        return {name: _plain(rows[name], PRIMARY) for name in _FLOOR if name in rows}
+
+    def _candidate(self, one: People, sigma2: Mapping[str, float]) -> dict[str, Any]:
         fewest = self.config.fewest_persons
-        spread, spread_numbers = self._spread(name)
+        train, validation = self._real()
+        spread, spread_numbers = self._spread(one)
         copies, privacy = judge_copies(
-            cast(Matches, self.facts[name].matches),
-            self.calibration,
-            sorted(set(self.sets["train"].persons)),
-            fewest_persons=fewest,
+            cast(Matches, one.matches), self.scale, sorted(train.ids), fewest_persons=fewest
         )
         blur, detail = high_frequency_gate(
-            *(self._per_person("high_frequency", n) for n in ("validation", name)),
-            fewest_persons=fewest,
+            validation.high_frequency, one.high_frequency, fewest_persons=fewest
         )
-        effects = self._effects(name)
-        real = np.concatenate([self._per_person("measures", part) for part in _REAL_PARTS])
+        effects = self._effects(one)
         plausible, plausibility = plausibility_gate(
-            real,
-            self._per_person("measures", name),
+            np.concatenate([train.measures, validation.measures]),
+            one.measures,
             effects,
             fewest_persons=fewest,
-            names=self.looked[name].persons,
+            names=one.ids,
         )
-        about_persons, more_privacy = self._about_persons(name)
+        about_persons, more_privacy = self._about_persons(one)
         gates = (spread, blur, copies, plausible, *about_persons)
         return {
-            "scores": self._distances(name, sigma2),
+            "scores": self._distances(one, sigma2),
+            "by_diagnosis": self._by_diagnosis(one, sigma2[PRIMARY]),
+            "diversity": self._diversity(one, sigma2[PRIMARY]),
             "gates": [asdict(gate) for gate in gates],
-            "condition_fidelity": self._fidelity(name),
+            "condition_fidelity": self._fidelity(one),
             "spread": spread_numbers,
             "high_frequency": detail,
             "privacy": privacy | more_privacy,
@@ -328,44 +181,69 @@ class _Evaluation:
             "regions": effects.table() if effects else {},
         }
 
-    def _about_persons(self, name: str) -> tuple[tuple[Gate, ...], dict[str, Any]]:
+    def _about_persons(self, one: People) -> tuple[tuple[Gate, ...], dict[str, Any]]:
         """Judge whether the sets are clean, the batch leans, and members can be told."""
-        train, validation = self.sets["train"], self.sets["validation"]
-        sets = [self._values(PRIMARY, n) for n in (name, "validation", "train")]
-        nearness = feature_nearness(sets[0], sets[1], sets[2])
+        train, validation = self._real()
+        nearness = feature_nearness(one.rows(), validation.rows(), train.rows())
         # The region vector was not fitted to training persons, as the network's features were.
-        rows = [self._values(SECOND, n) for n in (name, "train", "validation")]
+        rows = [people.rows(SECOND) for people in (one, train, validation)]
         seen = black_box(rows[0], rows[1], rows[2], seed=self.config.seed)
-        losses = read_about(self.sets[name].root).get("person_losses", {})
+        losses = read_about(one.images.root).get("person_losses", {})
         gates = (
-            data_gate(train.persons, validation.persons, self.calibration),
+            data_gate(train.ids, validation.ids, self.scale),
             batch_gate(nearness),
             membership_gate(seen),
         )
         return gates, {"feature_nearness": nearness, "membership": [seen, *white_box(losses)]}
 
-    def _distances(self, name: str, sigma2: Mapping[str, float]) -> dict[str, Any]:
+    def _distances(self, one: People, sigma2: Mapping[str, float]) -> dict[str, Any]:
+        validation = self.people["validation"]
         found: dict[str, Any] = {}
-        for extractor in self.features:
+        for extractor in one.features:
             rows = score_pair(
-                self._values(extractor, "validation"),
-                self._values(extractor, name),
+                validation.rows(extractor),
+                one.rows(extractor),
                 sigma2=sigma2[extractor],
                 seed=self.config.seed,
             )
             if extractor == PRIMARY:
                 rows["is"] = inception_score_row(
-                    self.looked[name].probabilities, "from the network's class probabilities"
+                    one.probabilities, "from the network's class probabilities"
                 )
             found[extractor] = {k: _plain(s, extractor) for k, s in rows.items()}
         return found
 
-    def _spread(self, name: str) -> tuple[Gate, dict[str, Any]]:
+    def _by_diagnosis(self, one: People, sigma2: float) -> dict[str, Any]:
+        """Return the distances among the persons of each diagnosis, with their floor."""
+        found: dict[str, Any] = {}
+        for diagnosis in sorted({str(d) for d in one.diagnoses}):
+            real, made = (_rows_of(p, diagnosis) for p in (self.people["validation"], one))
+            entry: dict[str, Any] = {"n_real": len(real), "n_synthetic": len(made), "scores": {}}
+            if _comparable(real, len(made)):
+                rows = score_pair(real, made, sigma2=sigma2, seed=self.config.seed)
+                entry["scores"] = {k: _plain(s, PRIMARY) for k, s in rows.items()}
+            found[diagnosis] = entry | {"floor": self._floor(sigma2, len(made), diagnosis)}
+        return found
+
+    def _diversity(self, one: People, sigma2: float) -> dict[str, Any]:
+        """Return how varied the set is, beside real persons."""
+        pair = in_their_span(self.people["validation"].rows(), one.rows())
+        real = np.concatenate([people.similarity for people in self._real()])
+        return {
+            "vendi_ratio": _plain(
+                vendi_ratio(*pair, sigma2=sigma2, seed=self.config.seed), PRIMARY
+            ),
+            "ms_ssim": _plain(similarity_score("ms_ssim", one.similarity, synthetic=True)),
+            "ms_ssim_real": _plain(similarity_score("ms_ssim_real", real, synthetic=False)),
+        }
+
+    def _spread(self, one: People) -> tuple[Gate, dict[str, Any]]:
         """Judge the primary features; the region vector may withhold a pass, never give one."""
+        validation = self.people["validation"]
         judged = {
             extractor: spread_gate(
-                self._values(extractor, "validation"),
-                self._values(extractor, name),
+                validation.rows(extractor),
+                one.rows(extractor),
                 fewest_persons=self.config.fewest_persons,
             )
             for extractor in (PRIMARY, SECOND)
@@ -373,30 +251,21 @@ class _Evaluation:
         gate, numbers = judged[PRIMARY]
         second, second_numbers = judged[SECOND]
         if gate.outcome == "pass" and second.outcome == "fail":
-            gate = Gate(
-                name=gate.name,
-                outcome="insufficient",
-                statistic=gate.statistic,
-                limit=gate.limit,
-                reason=f"{gate.reason} The region vector disagrees: {second.reason}",
-            )
+            reason = f"{gate.reason} The region vector disagrees: {second.reason}"
+            gate = replace(gate, outcome="insufficient", reason=reason)
         return gate, numbers | {"outcome": gate.outcome, SECOND: second_numbers}
 
-    def _per_person(self, what: str, name: str) -> Array:
-        return person_rows(getattr(self.facts[name], what), self.sets[name].persons)[0]
-
-    def _effects(self, name: str) -> Effects | None:
-        def groups(parts: Iterable[str]) -> tuple[Array, Array]:
-            rows = np.concatenate([self._per_person("measures", part) for part in parts])
-            labels = np.concatenate([np.array(self.looked[part].diagnoses) for part in parts])
+    def _effects(self, one: People) -> Effects | None:
+        def groups(people: Iterable[People]) -> tuple[Array, Array]:
+            rows = np.concatenate([p.measures for p in people])
+            labels = np.concatenate([p.diagnoses for p in people])
             return rows[labels == self.question.positive], rows[labels == self.question.negative]
 
-        return Effects.of(groups(_REAL_PARTS), groups((name,)))
+        return Effects.of(groups(self._real()), groups((one,)))
 
-    def _fidelity(self, name: str) -> dict[str, Any]:
-        one = self.looked[name]
-        judged = condition_fidelity(one.probabilities, one.diagnoses, self.question, synthetic=True)
-        pairs = [(self._values(SECOND, n), self.looked[n].ages) for n in (*_REAL_PARTS, name)]
+    def _fidelity(self, one: People) -> dict[str, Any]:
+        judged = self._agreement(one, synthetic=True)
+        pairs = [(people.rows(SECOND), people.ages) for people in (*self._real(), one)]
         ages = age_fidelity(pairs[0], pairs[1], pairs[2])
         return {
             "agreement": _plain(judged["agreement"]),
@@ -406,10 +275,21 @@ class _Evaluation:
         }
 
 
+def _rows_of(one: People, diagnosis: str | None) -> Array:
+    """Return the primary features of the persons with a diagnosis, or of all."""
+    rows = one.rows()
+    return rows if diagnosis is None else rows[one.diagnoses == diagnosis]
+
+
+def _comparable(real: Array, n: int) -> bool:
+    """Return whether so many persons can be compared with some real ones of one diagnosis."""
+    return min(len(real), n) >= _FEWEST and bool(np.ptp(real, axis=0).any())
+
+
 def _plain(score: Score | None, extractor: str = "") -> dict[str, Any] | None:
     """Return a score as JSON values; an infinite bound is no bound."""
     if score is None:
         return None
-    values = asdict(replace(score, extractor=extractor))
+    values = asdict(replace(score, extractor=extractor or score.extractor))
     infinite = [end for end in ("low", "high") if not np.isfinite(values[end] or 0)]
     return values | dict.fromkeys(infinite)

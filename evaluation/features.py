@@ -1,17 +1,19 @@
-"""Feature sets: one vector a person, stored beside the scores.
+"""Feature sets: what makes them, one vector a person, stored beside the scores.
 
-`person_rows` averages a person's scans, `save_features` and `read_features` keep sets under
+`Extractor` is the contract of everything that looks at images; `by_person` makes a feature set of
+scans; `save_features`, `find_features` and `read_features` keep sets under
 `features/<extractor>/<set>.npz`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rarescan.cohort.contracts import FeatureSet
+from rarescan.cohort.contracts import FeatureSet, FloatArray
 from rarescan.errors import InputError
 from rarescan.files import atomic_path
 
@@ -20,6 +22,47 @@ PRIMARY = "domain-train"
 """Extractor that decides: a network trained on the training persons."""
 SECOND = "regions"
 """Second opinion: the region vector, in units of its real SD."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A function from one image to features, and its name."""
+
+    name: str
+    embed: Callable[[FloatArray], npt.NDArray[np.floating]]
+    """Takes one float32 image (x, y) or (x, y, z), 0 to 1; returns features, shape (d,)."""
+    weights_sha256: str = ""
+
+
+def by_person(
+    values: npt.NDArray[np.floating],
+    person_ids: Sequence[str],
+    *,
+    extractor: str,
+    weights_sha256: str = "",
+) -> FeatureSet:
+    """Return the feature set of some scans: one row a person, the mean over the person's scans.
+
+    Parameters
+    ----------
+    values : float array, shape (scans, d)
+    person_ids : sequence of str
+        Whose scan each row is.
+    extractor, weights_sha256 : str
+        What made the rows.
+
+    Raises
+    ------
+    InputError
+        Not one row a scan.
+    """
+    rows, persons = person_rows(values, person_ids)
+    return FeatureSet(
+        values=rows.astype(np.float32),
+        person_ids=persons,
+        extractor=extractor,
+        weights_sha256=weights_sha256,
+    )
 
 
 def person_rows(
@@ -52,8 +95,8 @@ def person_rows(
     return sums / counts.reshape(-1, *[1] * (values.ndim - 1)), persons
 
 
-def save_features(folder: Path, name: str, features: FeatureSet) -> None:
-    """Write one set under `folder/<extractor>/<name>.npz`."""
+def save_features(folder: Path, name: str, features: FeatureSet, *, made_from: str = "") -> None:
+    """Write one set under `folder/<extractor>/<name>.npz`, with what it was made from."""
     path = folder / features.extractor / f"{name}.npz"
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         np.savez(
@@ -62,6 +105,7 @@ def save_features(folder: Path, name: str, features: FeatureSet) -> None:
             person_ids=np.array(features.person_ids, dtype=str),
             extractor=np.array(features.extractor),
             weights_sha256=np.array(features.weights_sha256),
+            made_from=np.array(made_from),
         )
 
 
@@ -74,6 +118,20 @@ def load_features(path: Path) -> FeatureSet:
             extractor=str(stored["extractor"]),
             weights_sha256=str(stored["weights_sha256"]),
         )
+
+
+def find_features(
+    folders: Iterable[Path], extractor: str, name: str, made_from: str
+) -> FeatureSet | None:
+    """Return a stored set if it was made from just that (a hash of voxels, persons, weights)."""
+    for folder in folders:
+        path = folder / extractor / f"{name}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as stored:
+                same = "made_from" in stored and str(stored["made_from"]) == made_from
+            if same:
+                return load_features(path)
+    return None
 
 
 def read_features(folder: Path) -> dict[str, dict[str, FeatureSet]]:
@@ -109,5 +167,6 @@ def require_one_extractor(sets: Mapping[str, FeatureSet]) -> None:
         names = " and ".join(f"'{name}'" for name in kinds.values())
         raise InputError(
             f"The feature sets {names} were made by different extractors or weights.",
-            remedy="Run `rarescan evaluate` again, so that all sets come from one extractor.",
+            remedy="Compute both with one extractor and one file of weights; in a run, repeat "
+            "`rarescan evaluate`.",
         )

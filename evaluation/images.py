@@ -4,21 +4,32 @@
 returns small arrays: region measures, overlap, fine detail, best matches among training persons.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from rarescan.cohort.contracts import Cohort, FloatArray, Grid, Part
-from rarescan.cohort.store import VOLUMES, open_cohort, tables
-from rarescan.errors import GridMismatchError, InputError
+from rarescan.cohort.store import VOLUMES, open_cohort, require_same_grid, tables
+from rarescan.errors import InputError
 from rarescan.evaluation.canaries import KINDS, plant
 from rarescan.evaluation.copies import Assay, Matches, coarse_voxel_mm, coarsen
-from rarescan.evaluation.measures import apodised, describe, high_frequency, outline, overlap
+from rarescan.evaluation.diversity import pair_similarity, paired
+from rarescan.evaluation.measures import (
+    apodised,
+    brightness,
+    describe,
+    high_frequency,
+    outline,
+    overlap,
+)
+from rarescan.files import read_json
 from rarescan.seeds import generator
 
 Array = npt.NDArray[np.float64]
@@ -51,6 +62,28 @@ class ImageSet:
         size = max(1, _CHUNK_BYTES // max(1, volumes[0].nbytes))
         for start in range(0, len(self.rows), size):
             yield np.asarray(volumes[list(self.rows[start : start + size])])
+
+    def at(self, places: Sequence[int]) -> "ImageSet":
+        """Return the scans at some places of the set, in that order."""
+        return replace(
+            self,
+            rows=tuple(self.rows[i] for i in places),
+            persons=tuple(self.persons[i] for i in places),
+            diagnoses=tuple(self.diagnoses[i] for i in places),
+            ages=tuple(self.ages[i] for i in places),
+        )
+
+    def pieces(self, most: int) -> list["ImageSet"]:
+        """Return the set in pieces of at most so many scans, in order."""
+        n = len(self.rows)
+        return [self.at(range(i, min(i + most, n))) for i in range(0, n, most)]
+
+    def content(self) -> str:
+        """Return the hash of the voxels, in order."""
+        digest = hashlib.sha256()
+        for volumes in self.chunks():
+            digest.update(np.ascontiguousarray(volumes).data)
+        return digest.hexdigest()
 
 
 def require_grid(cohort: Cohort) -> Grid:
@@ -91,27 +124,24 @@ def samples_of(name: str, root: Path, grid: Grid) -> ImageSet:
     InputError
         Tables or volumes are missing, disagree, or hold fewer than two scans.
     GridMismatchError
-        The volumes have another shape than the real ones.
+        The volumes lie on another grid than the real ones.
     """
     columns = ["person_id", "condition_diagnosis", "condition_age_years"]
     try:
         table = pq.read_table(tables(root) / "scans.parquet", columns=columns).to_pydict()
         shape = _volumes(root).shape
+        stored = read_json(tables(root) / "cohort.json")["grid"]
     except FileNotFoundError:
         raise InputError(
             f"The samples of the candidate '{name}' are missing.",
             remedy="Run `rarescan evaluate` again; it draws them.",
         ) from None
     n = len(table["person_id"])
-    if shape[0] != n or n < 2:
+    require_same_grid(_grid(stored), grid, (f"The candidate '{name}'", "the cohort"))
+    if shape != (n, *grid.shape) or n < 2:
         raise InputError(
-            f"The candidate '{name}' has {shape[0]} volumes for {n} synthetic scans.",
+            f"The candidate '{name}' has volumes of the shape {shape} for {n} synthetic scans.",
             remedy="Draw at least two samples (`evaluate.n_synthetic`) and evaluate again.",
-        )
-    if shape[1:] != grid.shape:
-        raise GridMismatchError(
-            f"The samples of '{name}' have {shape[1:]} voxels, the real scans {grid.shape}.",
-            remedy="Train this candidate on this cohort.",
         )
     ages = table["condition_age_years"]
     return ImageSet(
@@ -122,6 +152,14 @@ def samples_of(name: str, root: Path, grid: Grid) -> ImageSet:
         diagnoses=tuple(table["condition_diagnosis"]),
         ages=tuple(float("nan") if age is None else float(age) for age in ages),
     )
+
+
+def _grid(stored: Any) -> Grid | None:
+    if stored is None:
+        return None
+    x, y, z = stored["shape"]
+    affine = tuple(tuple(row) for row in stored["affine"])
+    return Grid(shape=(x, y, z), spacing_mm=stored["spacing_mm"], affine=affine)
 
 
 def _volumes(root: Path) -> FloatArray:
@@ -140,6 +178,8 @@ class SetTask:
     canaries: int = 0
     """Plant copies of this many training persons instead of measuring the set."""
     seed: int = 0
+    pairs: bool = False
+    """Compare persons within the set instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,29 +187,51 @@ class SetFacts:
     """What was measured in a set, one row a scan."""
 
     measures: Array
-    """Region measures and, last, the overlap with the training persons' outline."""
+    """Region measures, and the overlap with the training persons' outline and the 1-Wasserstein
+    distance to their mean histogram of z-scored brightness."""
     high_frequency: Array
     matches: Matches | None
     """None for the training persons themselves."""
 
+    @classmethod
+    def joined(cls, pieces: Sequence["SetFacts"]) -> "SetFacts":
+        """Return what was measured in the pieces of one set, in order."""
+        matches = [piece.matches for piece in pieces if piece.matches is not None]
+        return cls(
+            measures=np.concatenate([piece.measures for piece in pieces]),
+            high_frequency=np.concatenate([piece.high_frequency for piece in pieces]),
+            matches=_joined(matches) if matches else None,
+        )
 
-def describe_set(task: SetTask) -> SetFacts | dict[str, Matches]:
-    """Measure a set, or plant canaries and search for them."""
+
+def _joined(pieces: Sequence[Matches]) -> Matches:
+    return Matches(
+        score=np.concatenate([piece.score for piece in pieces]),
+        correlation=np.concatenate([piece.correlation for piece in pieces]),
+        person=np.concatenate([piece.person for piece in pieces]),
+    )
+
+
+def describe_set(task: SetTask) -> SetFacts | dict[str, Matches] | Array:
+    """Measure a set, or plant canaries and search for them, or compare persons within the set."""
     if task.canaries:
         return _canaries(task)
+    if task.pairs:
+        return _similarity(task)
     reference = reference_of(task.prepared, task.cohort_id, task.shift_mm)
-    own = task.images.name == "train"
     measures, detail, small = [], [], []
     for volumes in task.images.chunks():
         dice = overlap(volumes, reference.brain)
-        measures.append(np.column_stack([describe(volumes, reference.grid), dice]))
+        moved = np.abs(brightness(volumes) - reference.brightness).mean(axis=1)
+        measures.append(np.column_stack([describe(volumes, reference.grid), dice, moved]))
         detail.append(high_frequency(volumes, reference.window))
-        if not own:
-            small.append(coarsen(volumes, reference.grid.spacing_mm))
+        small.append(coarsen(volumes, reference.grid.spacing_mm))
     return SetFacts(
         measures=np.concatenate(measures),
         high_frequency=np.concatenate(detail),
-        matches=None if own else reference.assay.match(np.concatenate(small)),
+        matches=None
+        if task.images.name == "train"
+        else reference.assay.match(np.concatenate(small)),
     )
 
 
@@ -184,6 +246,12 @@ def _canaries(task: SetTask) -> dict[str, Matches]:
     return {kind: reference.assay.match(planted[kind]) for kind in KINDS}
 
 
+def _similarity(task: SetTask) -> Array:
+    chosen = task.images.at(paired(task.images.persons, seed=task.seed))
+    spacing_mm = require_grid(open_cohort(task.prepared)).spacing_mm
+    return pair_similarity(np.concatenate([coarsen(v, spacing_mm) for v in chosen.chunks()]))
+
+
 @dataclass(frozen=True)
 class Reference:
     """What every set is compared with."""
@@ -191,6 +259,8 @@ class Reference:
     grid: Grid
     brain: npt.NDArray[np.bool_]
     window: FloatArray
+    brightness: Array
+    """Mean percentiles of the training persons."""
     assay: Assay
 
 
@@ -207,4 +277,5 @@ def reference_of(prepared: Path, cohort_id: str, shift_mm: float) -> Reference: 
     assay = Assay.of(
         small, training.persons, voxel_mm=coarse_voxel_mm(spacing_mm), shift_mm=shift_mm
     )
-    return Reference(grid, brain, apodised(brain), assay)
+    bright = np.concatenate([brightness(chunk) for chunk in training.chunks()]).mean(axis=0)
+    return Reference(grid, brain, apodised(brain), bright, assay)

@@ -1,12 +1,11 @@
-"""Inception-v3 as FID is defined with, in plain torch; weights by path and SHA-256 only.
+"""Inception-v3 in plain torch, as FID is defined with and as torchvision has it.
 
-`load_inception` reads `weights-inception-2015-12-05-6726825d.pth` (torch-fidelity) or
-`pt_inception-2015-12-05-6726825d.pth` (pytorch-fid), whose parameters have the same names;
-`slice_features` gives one vector a volume. It is not torchvision's network: average pools leave
-padding out, the last block pools by maximum, and images are resized as TensorFlow 1 did.
+`Inception` is the graph; weights come through `external.open_extractor`. Its parameters have the
+names of `weights-inception-2015-12-05-6726825d.pth` (torch-fidelity) and
+`pt_inception-2015-12-05-6726825d.pth` (pytorch-fid), which are also torchvision's. What a reader
+would get wrong: FID's network is not torchvision's. Its average pools leave padding out, its last
+block pools by maximum, and images are resized as TensorFlow 1 did.
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +13,15 @@ import torch.nn.functional as F  # noqa: N812 (the name that torch gives it)
 from torch import Tensor, nn
 
 from rarescan.cohort.contracts import FloatArray
-from rarescan.errors import InputError, SettingError
-from rarescan.files import sha256_file
 
-_SIZE = 299
-_FEATURES, _CLASSES = 2048, 1008
+SIZE = 299
+_LAYERS = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "", "Conv2d_3b_1x1", "Conv2d_4a_3x3", ""),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d"),
+    *("Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c"),
+)
+NUMBERED = {str(place): name for place, name in enumerate(_LAYERS) if name}
+"""Place among torchvision's layers (pools count), which some files name them by -> name."""
 Kernel = int | tuple[int, int]
 Path_ = tuple[tuple[str, int, Kernel], ...]
 
@@ -68,8 +71,9 @@ class _Mixed(nn.Module):
         elif self._pool == "max":
             parts.append(self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1)))
         else:
-            # TensorFlow leaves padded zeros out of its averages.
-            mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+            # TensorFlow leaves padded zeros out of its averages, torchvision counts them.
+            padded = self._pool == "padded mean"
+            mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=padded)
             parts.append(self.branch_pool(mean))
         return torch.cat(parts, 1)
 
@@ -84,7 +88,7 @@ class _Mixed(nn.Module):
         return done or [x]
 
 
-def _block_a(inputs: int, pooled: int) -> _Mixed:
+def _block_a(inputs: int, pooled: int, pool: str) -> _Mixed:
     return _Mixed(
         inputs,
         (
@@ -92,7 +96,7 @@ def _block_a(inputs: int, pooled: int) -> _Mixed:
             (("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)),
             (("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)),
         ),
-        pool="mean",
+        pool=pool,
         pooled=pooled,
     )
 
@@ -108,7 +112,7 @@ def _block_b(inputs: int) -> _Mixed:
     )
 
 
-def _block_c(inner: int) -> _Mixed:
+def _block_c(inner: int, pool: str) -> _Mixed:
     row, column = (1, 7), (7, 1)
     return _Mixed(
         768,
@@ -123,7 +127,7 @@ def _block_c(inner: int) -> _Mixed:
                 ("branch7x7dbl_5", 192, row),
             ),
         ),
-        pool="mean",
+        pool=pool,
         pooled=192,
     )
 
@@ -163,44 +167,43 @@ def _block_e(inputs: int, pool: str) -> _Mixed:
 
 
 class Inception(nn.Module):
-    """The 2015 TensorFlow Inception-v3: images -> 2048 pool features and unbiased logits."""
+    """Inception-v3 without its heads: images -> 2048 pooled features.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    torchvision : bool
+        As torchvision has it; otherwise the TensorFlow network of 2015 that FID is defined with.
+    """
+
+    def __init__(self, *, torchvision: bool = False) -> None:
         super().__init__()
+        mean, last = ("padded mean", "padded mean") if torchvision else ("mean", "max")
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, stride=2, pad=False)
         self.Conv2d_2a_3x3 = _Conv(32, 32, 3, stride=1, pad=False)
         self.Conv2d_2b_3x3 = _Conv(32, 64, 3, stride=1, pad=True)
         self.Conv2d_3b_1x1 = _Conv(64, 80, 1, stride=1, pad=False)
         self.Conv2d_4a_3x3 = _Conv(80, 192, 3, stride=1, pad=False)
-        self.Mixed_5b = _block_a(192, 32)
-        self.Mixed_5c = _block_a(256, 64)
-        self.Mixed_5d = _block_a(288, 64)
+        self.Mixed_5b = _block_a(192, 32, mean)
+        self.Mixed_5c = _block_a(256, 64, mean)
+        self.Mixed_5d = _block_a(288, 64, mean)
         self.Mixed_6a = _block_b(288)
-        self.Mixed_6b = _block_c(128)
-        self.Mixed_6c = _block_c(160)
-        self.Mixed_6d = _block_c(160)
-        self.Mixed_6e = _block_c(192)
+        self.Mixed_6b = _block_c(128, mean)
+        self.Mixed_6c = _block_c(160, mean)
+        self.Mixed_6d = _block_c(160, mean)
+        self.Mixed_6e = _block_c(192, mean)
         self.Mixed_7a = _block_d()
-        self.Mixed_7b = _block_e(1280, "mean")
-        self.Mixed_7c = _block_e(2048, "max")
-        self.fc = nn.Linear(_FEATURES, _CLASSES)
+        self.Mixed_7b = _block_e(1280, mean)
+        self.Mixed_7c = _block_e(2048, last)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features (n, 2048) and logits without bias (n, 1008).
-
-        Parameters
-        ----------
-        images : float tensor, shape (n, 3, height, width), 0 to 255
-        """
-        x = (resize_like_tensorflow1(images, _SIZE) - 128) / 128
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features (n, 2048) of images (n, 3, height, width), -1 to 1."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = F.max_pool2d(x, 3, stride=2)
         for name, block in self.named_children():
             if name.startswith("Mixed"):
                 x = block(x)
-        features = x.mean(dim=(2, 3))
-        return features, features @ self.fc.weight.T
+        return x.mean(dim=(2, 3))
 
 
 def resize_like_tensorflow1(images: Tensor, size: int) -> Tensor:
@@ -223,75 +226,14 @@ def resize_like_tensorflow1(images: Tensor, size: int) -> Tensor:
     return images
 
 
-def load_inception(path: Path, sha256: str) -> Inception:
-    """Return the network with weights from a file.
+def as_tensorflow_saw(plane: FloatArray) -> Tensor:
+    """Return a plane as the network was shown photographs, shape (1, 3, 299, 299), -1 to 1.
 
     Parameters
     ----------
-    path : Path
-        A torch-fidelity or pytorch-fid weight file.
-    sha256 : str
-        Its SHA-256 in hexadecimal; a name is no proof of what a file holds.
-
-    Raises
-    ------
-    SettingError
-        The file is missing or its SHA-256 is another.
-    InputError
-        It holds other parameters.
+    plane : float32 array, shape (rows, columns), 0 to 1
+        Becomes 8-bit grey in three equal channels, as every published FID had it.
     """
-    if not path.is_file():
-        raise SettingError(
-            "The file with the Inception weights is missing.",
-            remedy="Set `evaluate.inception_weights` to its path, or leave it empty.",
-        )
-    found = sha256_file(path)
-    if found != sha256.lower():
-        raise SettingError(
-            f"The Inception weights have the SHA-256 {found}, not the one in the settings.",
-            remedy="Fetch the file again, or correct `evaluate.inception_sha256`.",
-        )
-    with torch.device("meta"):  # no random start for 24 million values that are replaced at once
-        network = Inception()
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        # Counters of training steps are in one of the two files only, and change nothing.
-        counters = {
-            name: torch.zeros((), dtype=torch.long)
-            for name in network.state_dict()
-            if name.endswith("num_batches_tracked")
-        }
-        network.load_state_dict(counters | stored, assign=True)
-    except Exception as error:
-        raise InputError(
-            "The file holds no TF-FID Inception-v3 weights.",
-            remedy="Use weights-inception-2015-12-05-6726825d.pth of torch-fidelity.",
-        ) from error
-    return network.eval().requires_grad_(False)
-
-
-def slice_features(network: Inception, volumes: FloatArray) -> FloatArray:
-    """Return one vector a volume: the mean features of its three middle slices.
-
-    Parameters
-    ----------
-    volumes : float32 array, shape (n, x, y, z), 0 to 1
-
-    Returns
-    -------
-    float32 array, shape (n, 2048)
-    """
-    rows = np.empty((len(volumes), _FEATURES), np.float32)
-    with torch.inference_mode():
-        for index, volume in enumerate(volumes):
-            middle = [np.take(volume, n // 2, axis) for axis, n in enumerate(volume.shape)]
-            resized = [_image(plane) for plane in middle]
-            rows[index] = network(torch.cat(resized))[0].mean(dim=0).numpy()
-    return rows
-
-
-def _image(plane: FloatArray) -> Tensor:
-    """Return one slice as a grey 8-bit image of the network's size, three equal channels."""
     grey = np.rint(np.clip(plane, 0, 1) * 255).astype(np.float32)
     image = torch.from_numpy(np.ascontiguousarray(grey))[None, None]
-    return resize_like_tensorflow1(image, _SIZE).expand(1, 3, -1, -1)
+    return ((resize_like_tensorflow1(image, SIZE) - 128) / 128).expand(1, 3, -1, -1)

@@ -18,8 +18,9 @@ from rarescan.cohort.contracts import FloatArray, Score
 from rarescan.errors import InputError, SettingError, nearest
 from rarescan.evaluation import conventions, metrics, table
 from rarescan.evaluation.conventions import SPLITS, Convention, Subsets
+from rarescan.evaluation.features import Extractor
 from rarescan.evaluation.intervals import clopper_pearson
-from rarescan.evaluation.sources import Extractor, Source, require_one_kind, rows_of
+from rarescan.evaluation.sources import Source, require_one_kind, rows_of
 
 Array = npt.NDArray[np.float64]
 

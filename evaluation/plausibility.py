@@ -258,7 +258,12 @@ def plausibility_gate(
         reason = f"{count} of {n} outside the real range, judged by {len(real)} real persons."
     else:
         outcome, reason = "pass", f"{count} of {n} synthetic brains lie outside the real range."
-    measures = (*MEASURES, "outline", *(f"measure {i}" for i in range(outside.shape[1])))
+    measures = (
+        *MEASURES,
+        "outline",
+        "histogram",
+        *(f"measure {i}" for i in range(outside.shape[1])),
+    )
     details = {
         "implausible": count,
         "n": n,

@@ -5,7 +5,7 @@
 numeric columns are features and whose column `person_id` (or `participant_id`) names persons.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,29 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from rarescan.cohort.contracts import FeatureSet, FloatArray
+from rarescan.cohort.contracts import FeatureSet
 from rarescan.errors import InputError
-from rarescan.evaluation.features import person_rows, require_one_extractor
+from rarescan.evaluation.features import Extractor, person_rows, require_one_extractor
 
 Array = npt.NDArray[np.float64]
 Source = npt.NDArray[np.floating] | FeatureSet | Path | str | Any
 """An array or tensor (n, d), a feature set, a feature file, or a folder of images."""
-Embed = Callable[[FloatArray], npt.NDArray[np.floating]]
 
 TABLES = (".npz", ".parquet", ".csv")
 _PERSON_COLUMNS = ("person_id", "participant_id", "person")
 _ABOUT = ("extractor", "weights_sha256")
 _ROW = "one row = one person"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extractor:
-    """A function from one image to features, and its name."""
-
-    name: str
-    embed: Embed
-    """Takes one float32 image (x, y) or (x, y, z), 0 to 1; returns features, shape (d,)."""
-    weights_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

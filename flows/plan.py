@@ -4,6 +4,7 @@
 run with these settings is complete already, which is what makes repeating a command quick.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rarescan._version import VERSION
 from rarescan.configs.schema import RunConfig, plain_config
 from rarescan.errors import SettingError
 from rarescan.files import content_id, read_json, read_recipe, write_json
+from rarescan.processes import available_cores
 
 _DONE = "run.json"
 
@@ -116,34 +118,28 @@ def with_phantom_tables(config: RunConfig) -> dict[str, Any]:
 
 
 _PATHS = {"path", "labels", "key_file", "credentials_file", "persons"}
-_PATHS |= {"confirmed_scans", "confirmed_persons"}
+_PATHS |= {"confirmed_scans", "confirmed_persons", "feedback", "batch", "cohort"}
 
 
-def hide_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+def hide_paths(settings: Any, key: str = "") -> Any:
     """Return settings in which the paths that a person typed are secrets.
 
     Prefect keeps a flow's parameters, on a server that others read; a path may name a patient.
     """
-    return {
-        key: hide_paths(value)
-        if isinstance(value, Mapping)
-        else SecretStr(value)
-        if key in _PATHS and isinstance(value, str)
-        else value
-        for key, value in values.items()
-    }
+    if isinstance(settings, Mapping):
+        return {name: hide_paths(value, name) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [hide_paths(value, key) for value in settings]
+    return SecretStr(settings) if key in _PATHS and isinstance(settings, str) else settings
 
 
-def show_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+def show_paths(settings: Any) -> Any:
     """Return what `hide_paths` was given."""
-    return {
-        key: show_paths(value)
-        if isinstance(value, Mapping)
-        else value.get_secret_value()
-        if isinstance(value, SecretStr)
-        else value
-        for key, value in values.items()
-    }
+    if isinstance(settings, Mapping):
+        return {name: show_paths(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [show_paths(value) for value in settings]
+    return settings.get_secret_value() if isinstance(settings, SecretStr) else settings
 
 
 def finished_report(config: RunConfig) -> Path | None:
@@ -190,3 +186,13 @@ def _listing(path: Path) -> str:
     paths = sorted(path.rglob("*")) if path.is_dir() else [path]
     states = [(str(p), p.stat()) for p in paths]
     return content_id([(name, s.st_size, s.st_mtime_ns) for name, s in states])
+
+
+def relative(path: Path, folder: Path) -> str:
+    """Return where `path` lies seen from `folder`, as recipes note it."""
+    return os.path.relpath(path.resolve(), folder.resolve())
+
+
+def workers_of(config: RunConfig) -> int:
+    """Return how many processes may work at the same time."""
+    return config.workers or available_cores()

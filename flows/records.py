@@ -22,6 +22,7 @@ from rarescan.evaluation.figures import planes, sheet
 from rarescan.evaluation.ranking import Entrant
 from rarescan.files import atomic_path, read_json, require_recipe, write_atomic, write_json
 from rarescan.flows.standing import standing
+from rarescan.registry.scores import score_metrics
 from rarescan.registry.store import ModelVersion, Registry, RunRecord, connect
 
 DECISION = "decision.json"
@@ -186,6 +187,7 @@ def _log_scores(
     evaluation: Path,
     decision: Decision,
 ) -> None:
+    scores = read_json(evaluation / "scores.json")
     mosaic = config.root / "pictures" / f"{model.name}.png"
     write_mosaic(mosaic, evaluation / "samples" / model.name, require_grid(prepared))
     registry.log(
@@ -193,10 +195,9 @@ def _log_scores(
             recipe_id=require_recipe(model, "train").id,
             name=f"{config.name}/{model.name}",
             about=f"scores {decision.decision_id}",
-            metrics=[
-                (f"{score.extractor or 'all'}.{score.name}", score.value, 0)
-                for score in decision.scores[model.name]
-            ],
+            metrics=score_metrics(
+                decision.scores[model.name], scores["extractors"], scores["floor"]
+            ),
             tags={"decision_id": decision.decision_id, "verdict": decision.verdict},
             files={str(mosaic): "", str(evaluation / "scores.json"): ""},
         )
@@ -251,6 +252,7 @@ def _registry(config: RunConfig) -> Registry:
 def _loggable(config: RunConfig) -> dict[str, Any]:
     plain = plain_config(config)
     plain["source"]["path"] = ""
+    plain["report"] = plain["monitor"] = {}
     for key in ("labels", "key_file", "confirmed_scans", "confirmed_persons"):
         plain["ingest"][key] = ""
     return plain

@@ -2,36 +2,22 @@
 
 Each takes the settings, input folders and one output folder, and returns the output folder. All
 of them are steps (`files.run_step`): repeating one finds its folder. Rooms are imported inside,
-because a job needs one of them and `--help` none.
+because a job needs one of them and `--help` none. `batch` and `monitor` hold the larger verbs.
 """
 
 import logging
-import os
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from rarescan.cohort.contracts import Scan
-from rarescan.cohort.store import open_cohort, require_grid, tables, write_cohort
 from rarescan.configs.schema import RunConfig
-from rarescan.errors import GateRefusedError, InputError, SettingError
-from rarescan.files import (
-    Recipe,
-    read_json,
-    require_recipe,
-    run_step,
-    write_atomic,
-    write_json,
-)
+from rarescan.errors import InputError, SettingError
+from rarescan.files import Recipe, require_recipe, run_step, write_json
+from rarescan.flows.batch import generate, sample_candidate
+from rarescan.flows.monitor import monitor
+from rarescan.flows.plan import relative, workers_of
 from rarescan.generative.spec import GeneratorSpec
-from rarescan.processes import available_cores
-
-if TYPE_CHECKING:
-    from rarescan.evaluation.scan_gate import CopyCheck
 
 _log = logging.getLogger("rarescan")
 
@@ -40,7 +26,7 @@ def phantom(config: RunConfig, folder: Path, *, overwrite: bool = False) -> Path
     """Write an export of invented persons."""
     from rarescan.phantom.export import write_export
 
-    return write_export(folder, config.phantom, workers=_workers(config), overwrite=overwrite)
+    return write_export(folder, config.phantom, workers=workers_of(config), overwrite=overwrite)
 
 
 def pull(config: RunConfig, folder: Path, *, overwrite: bool = False) -> Path:
@@ -62,7 +48,7 @@ def pull(config: RunConfig, folder: Path, *, overwrite: bool = False) -> Path:
 
 def ingest(config: RunConfig, source: Path, folder: Path, *, overwrite: bool = False) -> Path:
     """Make a pseudonymous cohort of an export, a BIDS dataset or a folder of NIfTI files."""
-    workers = _workers(config)
+    workers = workers_of(config)
     if config.source.kind == "table":
         from rarescan.imaging.adopt import adopt_table
 
@@ -85,7 +71,7 @@ def prepare(config: RunConfig, cohort: Path, folder: Path, *, overwrite: bool = 
         folder,
         config.prepare,
         config.partition,
-        workers=_workers(config),
+        workers=workers_of(config),
         overwrite=overwrite,
     )
 
@@ -113,7 +99,7 @@ def judge(config: RunConfig, prepared: Path, folder: Path, *, overwrite: bool = 
             "question": asdict(config.question),
         },
         inputs={"prepared": require_recipe(prepared).id},
-        found_at={"prepared": _relative(prepared, folder)},
+        found_at={"prepared": relative(prepared, folder)},
     )
 
     def build(work: Path) -> None:
@@ -135,6 +121,7 @@ def evaluate(
     """Sample every candidate below `models` and score it against validation persons."""
     from rarescan.classifiers.domain import open_network
     from rarescan.evaluation.evaluate import write_scores
+    from rarescan.evaluation.external import require_weights
     from rarescan.flows.standing import sample_champion
 
     candidates = {
@@ -145,55 +132,26 @@ def evaluate(
             f"{models} holds no trained candidate.",
             remedy=f"Run `rarescan train {prepared} {models}` first.",
         )
+    for extractor in config.evaluate.extractors:
+        require_weights(extractor)
     network = judge(config, prepared, folder.parent / "network", overwrite=overwrite)
     inputs = {"prepared": prepared, "network": network, **candidates}
     recipe = Recipe(
         step="evaluate",
-        schema=2,
+        schema=3,
         config={"evaluate": asdict(config.evaluate), "question": asdict(config.question)},
         inputs={name: require_recipe(path).id for name, path in inputs.items()},
-        found_at={name: _relative(path, folder) for name, path in inputs.items()},
+        found_at={name: relative(path, folder) for name, path in inputs.items()},
     )
 
     def build(work: Path) -> None:
-        sample = partial(_sample, config, prepared)
+        sample = partial(sample_candidate, config, prepared)
         samples = {n: sample(model, work / "samples" / n) for n, model in candidates.items()}
         samples |= sample_champion(config, prepared, work, candidates, sample)
         embed = open_network(network).embed
         write_scores(work, prepared, samples, embed, config.evaluate, config.question)
 
     return run_step(folder, recipe, build, overwrite=overwrite)
-
-
-def _sample(config: RunConfig, prepared: Path, model: Path, root: Path) -> Path:
-    """Fill a synthetic cohort in which ages, sexes and sites occur as among training persons."""
-    from rarescan.generative.conditions import draw_conditions
-    from rarescan.generative.exposure import person_losses
-    from rarescan.generative.sample import write_samples
-
-    if (tables(root) / "cohort.json").exists():
-        return root
-    cohort = open_cohort(prepared)
-    conditions = draw_conditions(
-        cohort, config.evaluate.n_synthetic, config.evaluate.seed, parts=("train",)
-    )
-    start = time.monotonic()
-    scans = write_samples(
-        root, model, conditions, seed=config.evaluate.seed, workers=_workers(config)
-    )
-    seconds = time.monotonic() - start
-    write_cohort(
-        root,
-        scans=scans,
-        grid=cohort.grid,
-        partition={},
-        about={
-            "seconds": seconds,
-            "seconds_per_scan": seconds / len(scans),
-            "person_losses": person_losses(model, prepared),
-        },
-    )
-    return root
 
 
 def select(
@@ -216,7 +174,7 @@ def select(
         schema=2,
         config={"select": asdict(config.select), "registry": asdict(config.registry)},
         inputs={"evaluation": require_recipe(evaluation, "evaluate").id},
-        found_at={"evaluation": _relative(evaluation, folder)},
+        found_at={"evaluation": relative(evaluation, folder)},
     )
 
     def build(work: Path) -> None:
@@ -233,137 +191,6 @@ def select(
         records.publish(config, prepared, models, evaluation, decision, work)
 
     return run_step(folder, recipe, build, overwrite=overwrite)
-
-
-def generate(
-    config: RunConfig,
-    prepared: Path,
-    folder: Path,
-    *,
-    decision: Path | None = None,
-    model_uri: str = "",
-    overwrite: bool = False,
-) -> Path:
-    """Write a batch of synthetic persons as a BIDS derivative.
-
-    The champion comes from a decision folder, or from the registry by address; without either,
-    from the alias `champion`.
-    """
-    champion = _champion_of(decision) if decision else _champion_at(config, model_uri)
-    recipe = Recipe(
-        step="generate",
-        schema=2,
-        config={
-            "generate": asdict(config.generate),
-            "model_sha256": champion["model_sha256"],
-            "evaluate": asdict(config.evaluate),
-        },
-        seeds={"batch": config.generate.seed},
-        inputs={"prepared": require_recipe(prepared).id, "decision": champion["decision_id"]},
-        found_at={"prepared": _relative(prepared, folder)}
-        | ({"decision": _relative(decision, folder)} if decision else {}),
-    )
-
-    def build(work: Path) -> None:
-        _write_batch(config, prepared, work, champion, batch_id=recipe.id)
-
-    return run_step(folder, recipe, build, overwrite=overwrite)
-
-
-def _champion_of(decision: Path) -> dict[str, Any]:
-    require_recipe(decision, "select")
-    champion: dict[str, Any] | None = read_json(decision / "decision.json")["champion"]
-    if (decision / "erased.json").exists():
-        raise GateRefusedError(
-            "The champion learned from a person who was erased since.",
-            remedy="Run the whole way again with --overwrite; it trains without that person.",
-        )
-    if champion is None:
-        raise GateRefusedError(
-            "No candidate passed the gates, so there is no champion to generate from.",
-            remedy="Read the reasons in decision.json or the report; train longer, or with "
-            "another family or codec.",
-        )
-    return champion
-
-
-def _champion_at(config: RunConfig, model_uri: str) -> dict[str, Any]:
-    from rarescan.registry.store import connect
-
-    registry = connect(config.registry, Path(config.runs))
-    found = registry.find(model_uri) if model_uri else registry.champion()
-    if found is None:
-        raise GateRefusedError(
-            f"The registry holds no {model_uri or 'champion'}.",
-            remedy="Run `rarescan select` first, or name a version with --model.",
-        )
-    return asdict(found)
-
-
-def _write_batch(
-    config: RunConfig, prepared: Path, work: Path, champion: Mapping[str, Any], batch_id: str
-) -> None:
-    from rarescan.evaluation.cards import DATASHEET, datasheet
-    from rarescan.evaluation.scan_gate import copy_check
-    from rarescan.generative.conditions import balanced_conditions
-    from rarescan.generative.sample import write_samples
-    from rarescan.imaging.bids import write_derivative
-    from rarescan.registry.store import ModelVersion, connect
-
-    version = ModelVersion(**{k: v for k, v in champion.items() if k != "candidate"})
-    wanted, workers = config.generate, _workers(config)
-    conditions = balanced_conditions(
-        open_cohort(prepared), wanted.n, wanted.seed, diagnoses=wanted.diagnoses
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        registry = connect(config.registry, Path(config.runs))
-        model = registry.download(version, Path(temporary) / "generator")
-        check = copy_check(prepared, config.evaluate)
-        scans = write_samples(
-            work, model, conditions, seed=wanted.seed, workers=workers, check=check
-        )
-    copies = _require_few_copies(check, scans)
-    about = {
-        "batch_id": batch_id,
-        "model_uri": version.model_uri,
-        "model_sha256": version.model_sha256,
-        "family": version.family,
-        "seed": wanted.seed,
-        "decision_id": version.decision_id,
-        # Scans were compared with this cohort's persons, who may not be those that it learned from.
-        "permitted_use": version.permitted_use
-        if version.prepared_id == require_recipe(prepared).id
-        else "inside_controller",
-        "prepared_id": require_recipe(prepared).id,
-    }
-    scans = write_derivative(
-        work,
-        scans=scans,
-        grid=require_grid(prepared),
-        name=f"{config.name}: synthetic persons",
-        model=about,
-        workers=workers,
-    )
-    about = {**about, "copies": copies}
-    write_cohort(work, scans=scans, grid=require_grid(prepared), partition={}, about=about)
-    batch = {**about, "n": len(scans)}
-    write_json(work / "batch.json", batch)
-    write_atomic(work / DATASHEET, datasheet(batch, scans, require_grid(prepared)))
-
-
-def _require_few_copies(check: "CopyCheck", scans: Sequence[Scan]) -> dict[str, Any]:
-    """Return what the search for copies said of a batch; refuse one with many replaced scans."""
-    from rarescan.generative.sample import REDRAWN
-
-    replaced = sum(scan.flags.count(REDRAWN) for scan in scans)
-    if check.too_many(len(scans) + replaced, replaced):
-        raise GateRefusedError(
-            f"{replaced} copies of training persons came with {len(scans)} synthetic scans.",
-            remedy="Do not use this generator: evaluate it again, or train another family.",
-        )
-    if replaced:
-        _log.warning("%d synthetic scans were copies and were drawn again", replaced)
-    return check.statement(len(scans) + replaced, replaced)
 
 
 def retrain(
@@ -387,7 +214,7 @@ def retrain(
         schema=2,
         config={"retrain": asdict(config.retrain), "question": asdict(config.question)},
         inputs={name: require_recipe(path).id for name, path in inputs.items()},
-        found_at={name: _relative(path, folder) for name, path in inputs.items()},
+        found_at={name: relative(path, folder) for name, path in inputs.items()},
     )
 
     def build(work: Path) -> None:
@@ -397,7 +224,7 @@ def retrain(
             batch,
             config.retrain,
             config.question,
-            workers=_workers(config),
+            workers=workers_of(config),
             device=config.device,
         )
         write_json(work / "gain.json", gain.summarise(pq.read_table(work / "predictions.parquet")))
@@ -407,11 +234,12 @@ def retrain(
     return folder
 
 
-def report(_config: RunConfig, run: Path) -> Path:
+def report(config: RunConfig, run: Path) -> Path:
     """Write `report.html` and `report.json` of a run's folder."""
     from rarescan.evaluation.report import write_report
 
-    return write_report(run)
+    read, batch = config.report.feedback, config.report.batch
+    return write_report(run, Path(read) if read else None, Path(batch) if batch else None)
 
 
 def candidate(config: RunConfig, name: str) -> GeneratorSpec:
@@ -436,12 +264,5 @@ VERBS: Mapping[str, Callable[..., Path]] = {
     "generate": generate,
     "retrain": retrain,
     "report": report,
+    "monitor": monitor,
 }
-
-
-def _workers(config: RunConfig) -> int:
-    return config.workers or available_cores()
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return os.path.relpath(path.resolve(), folder.resolve())

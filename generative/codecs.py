@@ -5,7 +5,8 @@ floor standardises them. Both transforms are orthonormal, so distances between c
 distances between images (`pca`: within the span of the training persons).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,15 +17,23 @@ from torch.nn import functional
 from rarescan.cohort.contracts import Grid
 from rarescan.errors import InputError, SettingError
 from rarescan.generative.anatomy import CHANNELS
+from rarescan.generative.code_store import columns_at_a_time
 from rarescan.generative.contract import Codec
 from rarescan.generative.spec import CodecName, GeneratorSpec
 
 _LEAST_DEVIATION = 1e-4
 """A value that never leaves its mean by more is the mean."""
+_FINE_GRID = 2**20
+"""Voxels from which on the distance to the edge is stored at half the resolution."""
 
 
 class HaarCodec:
-    """Wavelet packet of 1 or 2 levels: edges halved and channels times 8, at each level."""
+    """Wavelet packet of 1 or 2 levels: edges halved and channels times 8, at each level.
+
+    On fine grids the distance channel, which is smooth, is kept at half the resolution (8 bands
+    instead of 64 at 2 levels): the code is 44 % smaller, and 0.24 % of the brain's voxels, all at
+    its edge, change sides. Elsewhere the code is exact.
+    """
 
     name: ClassVar[CodecName] = "haar"
 
@@ -36,23 +45,43 @@ class HaarCodec:
                 remedy="Set codec to pca, levels to 1, or prepare the cohort at another spacing.",
             )
         self.levels = levels
+        self._coarse_shape = prod(grid_shape) >= _FINE_GRID
+        n_shape_bands = 8 ** (levels - 1) if self._coarse_shape else 8**levels
         self.code_shape: tuple[int, ...] = (
-            CHANNELS * 8**levels,
+            8**levels + n_shape_bands,
             *(edge // step for edge in grid_shape),
         )
         self._kernel = haar_kernel()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the bands, shape (n, 2 * 8**levels, x, y, z)."""
-        for _ in range(self.levels):
+        """Return the bands: those of the intensity, then those of the distance."""
+        if not self._coarse_shape:
+            return self._bands(images, self.levels)
+        # The lowest band of one level is the mean of 8 voxels times the square root of 8.
+        means = functional.avg_pool3d(images[:, 1:], 2) * 8**0.5
+        intensity = self._bands(images[:, :1], self.levels)
+        return torch.cat([intensity, self._bands(means, self.levels - 1)], dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the images of bands; the inverse has the weights of the transform."""
+        if not self._coarse_shape:
+            return self._image(codes, self.levels)
+        n_bands = 8**self.levels
+        means = self._image(codes[:, n_bands:], self.levels - 1) / 8**0.5
+        shape = _enlarged(means)
+        # Once more with what the means of the enlarged image lack.
+        shape = shape + _enlarged(means - functional.avg_pool3d(shape, 2))
+        return torch.cat([self._image(codes[:, :n_bands], self.levels), shape], dim=1)
+
+    def _bands(self, images: Tensor, levels: int) -> Tensor:
+        for _ in range(levels):
             n_channels = images.shape[1]
             kernel = self._kernel.repeat(n_channels, 1, 1, 1, 1).to(images)
             images = functional.conv3d(images, kernel, stride=2, groups=n_channels)
         return images
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the images of bands; the inverse has the weights of the transform."""
-        for _ in range(self.levels):
+    def _image(self, codes: Tensor, levels: int) -> Tensor:
+        for _ in range(levels):
             n_channels = codes.shape[1] // 8
             kernel = self._kernel.repeat(n_channels, 1, 1, 1, 1).to(codes)
             codes = functional.conv_transpose3d(codes, kernel, stride=2, groups=n_channels)
@@ -61,6 +90,10 @@ class HaarCodec:
     def state(self) -> dict[str, Tensor]:
         """Return nothing: the transform is fixed."""
         return {}
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    return functional.interpolate(images, scale_factor=2, mode="trilinear")
 
 
 def haar_kernel() -> Tensor:
@@ -91,20 +124,16 @@ class PcaCodec:
     @classmethod
     def fit(cls, images: Tensor) -> "PcaCodec":
         """Return the codec of n training images, with n - 1 components."""
-        n, flat = len(images), images.flatten(1)
-        mean = flat.mean(0)
-        varying = (flat - mean).abs().amax(0) > _LEAST_DEVIATION
-        centred = (flat - mean)[:, varying]
+        flat, shape = images.flatten(1), tuple(images.shape[1:])
+        mean, varying, gram = _moments(flat)
         # The n x n Gram matrix has the same spectrum as the covariance, and fits in memory.
-        values, vectors = torch.linalg.eigh((centred @ centred.T).double())
-        order = torch.arange(n - 1, 0, -1)
+        values, vectors = torch.linalg.eigh(gram)
+        order = torch.arange(len(images) - 1, 0, -1)
         order = order[values[order] > values[-1] * 1e-9]
-        components = (vectors[:, order] / values[order].sqrt()).T.float() @ centred
-        # The largest entry of each component is positive, so that the sign is no accident.
-        signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
-        shape = tuple(images.shape[1:])
+        weights = (vectors[:, order] / values[order].sqrt()).T.float()
+        components = _combined(flat, mean, varying, weights)
         state = {"mean": mean.view(shape), "varying": varying.view(shape)}
-        return cls(shape, {**state, "components": (components * signs).half()})
+        return cls(shape, {**state, "components": components})
 
     def encode(self, images: Tensor) -> Tensor:
         """Return scores, shape (n, components)."""
@@ -123,16 +152,43 @@ class PcaCodec:
         return {"mean": self._mean, "varying": self._varying, "components": components}
 
 
+def _moments(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean row, which columns vary, and the Gram matrix of the centred rows."""
+    means, varies, gram = [], [], torch.zeros((), dtype=torch.float64)
+    for columns in columns_at_a_time(flat):
+        block = flat[:, columns]
+        mean = block.mean(0)
+        varying = (block - mean).abs().amax(0) > _LEAST_DEVIATION
+        centred = (block - mean)[:, varying]
+        gram = gram + (centred @ centred.T).double()
+        means.append(mean)
+        varies.append(varying)
+    return torch.cat(means), torch.cat(varies), gram
+
+
+def _combined(flat: Tensor, mean: Tensor, varying: Tensor, weights: Tensor) -> Tensor:
+    """Return `weights` times the centred rows, in half precision, at the columns that vary.
+
+    The largest entry of each row is positive, so that its sign is no accident.
+    """
+    parts = []
+    largest = torch.zeros(len(weights), 1)
+    for columns in columns_at_a_time(flat):
+        kept = varying[columns]
+        part = weights @ (flat[:, columns] - mean[columns])[:, kept]
+        parts.append(part.half())
+        if part.shape[1]:
+            found = part.gather(1, part.abs().argmax(1, keepdim=True))
+            largest = torch.where(found.abs() > largest.abs(), found, largest)
+    return torch.cat(parts, 1) * largest.sign().half()
+
+
 def fit_codec(images: Tensor, spec: GeneratorSpec, *, folder: Path, device: torch.device) -> Codec:
     """Return the codec of a spec, fitted to training images, shape (n, 2, x, y, z).
 
     `folder` is where a codec that is trained keeps its checkpoints.
     """
-    if not (images.flatten(1).std(0) > 0).any():
-        raise InputError(
-            "All training scans are the same image: there is nothing to learn.",
-            remedy="Check the prepared cohort; its scans must be different persons.",
-        )
+    require_variety(images)
     if spec.codec == "pca":
         return PcaCodec.fit(images)
     if spec.codec == "haar":
@@ -140,6 +196,16 @@ def fit_codec(images: Tensor, spec: GeneratorSpec, *, folder: Path, device: torc
     from rarescan.generative.autoencoder import KlCodec
 
     return KlCodec.fit(images, spec, folder=folder, device=device)
+
+
+def require_variety(values: Tensor) -> None:
+    """Raise where all rows, images or codes, are the same."""
+    flat = values.flatten(1)
+    if not any((flat[:, part] != flat[:1, part]).any() for part in columns_at_a_time(flat)):
+        raise InputError(
+            "All training scans are the same image: there is nothing to learn.",
+            remedy="Check the prepared cohort; its scans must be different persons.",
+        )
 
 
 def restore_codec(spec: GeneratorSpec, grid: Grid, state: Mapping[str, Tensor]) -> Codec:
@@ -150,7 +216,7 @@ def restore_codec(spec: GeneratorSpec, grid: Grid, state: Mapping[str, Tensor]) 
         return HaarCodec(grid.shape, spec.levels)
     from rarescan.generative.autoencoder import KlCodec
 
-    return KlCodec.restore(spec, grid.shape, state)
+    return KlCodec.restore(grid.shape, state)
 
 
 def _edges(images: Tensor) -> tuple[int, int, int]:
@@ -159,8 +225,3 @@ def _edges(images: Tensor) -> tuple[int, int, int]:
 
 def _words(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def in_parts(function: Callable[[Tensor], Tensor], values: Tensor, size: int = 16) -> Tensor:
-    """Return `function(values)`, computed on a few rows at a time."""
-    return torch.cat([function(part) for part in torch.split(values, size)])

@@ -70,6 +70,13 @@ class ConditionEncoder:
         return asdict(self)
 
     @property
+    def age_limits(self) -> tuple[float, float] | None:
+        """Lowest and highest age that can be asked for; None where age is no condition."""
+        if self.age_years is None:
+            return None
+        return self.age_years[2] - _AGE_MARGIN_YEARS, self.age_years[3] + _AGE_MARGIN_YEARS
+
+    @property
     def n_diagnosis_features(self) -> int:
         """The one-hot diagnosis and its "hidden" column."""
         return len(self.diagnoses) + 1
@@ -103,8 +110,8 @@ class ConditionEncoder:
         _require_known("diagnosis", condition.diagnosis, self.diagnoses)
         if self.sites and condition.site is not None:
             _require_known("site", condition.site, self.sites)
-        if self.age_years is not None and condition.age_years is not None:
-            _require_age(condition.age_years, self.age_years)
+        if self.age_limits is not None and condition.age_years is not None:
+            _require_age(condition.age_years, self.age_limits)
         return Condition(
             diagnosis=condition.diagnosis,
             age_years=condition.age_years if self.age_years else None,
@@ -155,8 +162,8 @@ def _require_known(what: str, word: str, valid: tuple[str, ...]) -> None:
         )
 
 
-def _require_age(age: float, summary: tuple[float, float, float, float]) -> None:
-    low, high = summary[2] - _AGE_MARGIN_YEARS, summary[3] + _AGE_MARGIN_YEARS
+def _require_age(age: float, limits: tuple[float, float]) -> None:
+    low, high = limits
     if not low <= age <= high:
         raise InputError(
             f"Age {age:g} is beyond what this generator has seen.",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rarescan.generative.code_store import rows_at_a_time
 from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.contract import Batch, Player, Prior
 from rarescan.generative.floor import Floor
@@ -177,13 +178,18 @@ class Diffusion(Prior):
         return error.flatten(1)[:, :n_counted].square().mean(1)
 
     def _fixed_error(self, codes: Tensor, encoded: Tensor) -> float:
+        device = self.floor.spread.device
         random = torch.Generator("cpu").manual_seed(0)
         errors = []
-        for number in range(_N_HELD_OUT_TIMES):
-            noise = torch.randn(codes.shape, generator=random).to(codes)
-            times = torch.full((len(codes),), (number + 0.5) / _N_HELD_OUT_TIMES).to(codes)
-            errors.append(self._error(codes, noise, times, encoded).mean())
-        return float(torch.stack(errors).mean())
+        # In parts: hundreds of codes of a fine grid do not fit into memory at once.
+        size = rows_at_a_time(tuple(codes.shape))
+        for rows in torch.split(torch.arange(len(codes)), size):
+            part, asked = codes[rows].to(device), encoded[rows].to(device)
+            for number in range(_N_HELD_OUT_TIMES):
+                noise = torch.randn(part.shape, generator=random).to(part)
+                times = torch.full((len(part),), (number + 0.5) / _N_HELD_OUT_TIMES).to(part)
+                errors.append(self._error(part, noise, times, asked).mean() * len(part))
+        return float(torch.stack(errors).sum() / (len(codes) * _N_HELD_OUT_TIMES))
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

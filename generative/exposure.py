@@ -12,15 +12,16 @@ from torch import Tensor
 
 from rarescan.cohort.contracts import Part
 from rarescan.cohort.store import open_cohort
-from rarescan.generative.codecs import in_parts
+from rarescan.generative.code_store import people_of
 from rarescan.generative.contract import Prior
-from rarescan.generative.families import load_generator, people_of
+from rarescan.generative.families import load_generator
 from rarescan.generative.gan import Gan
 from rarescan.generative.model import TrainedGenerator
 from rarescan.threads import one_thread
 
 _DRAWS = 25
 """Noise draws of a person; the flow's loss takes each at four times."""
+_PERSONS_AT_A_TIME = 16
 
 
 def person_losses(model: Path, prepared: Path) -> dict[str, dict[str, list[float]]]:
@@ -49,15 +50,18 @@ def person_losses(model: Path, prepared: Path) -> dict[str, dict[str, list[float
     for part in parts:
         people = people_of(open_cohort(prepared), part, generator.prior.encoder)
         with one_thread(), torch.no_grad():
-            for name, values in _losses(generator, people.images, people.encoded).items():
-                found.setdefault(name, {})[part] = [round(float(v), 9) for v in values]
+            for rows in torch.split(torch.arange(len(people)), _PERSONS_AT_A_TIME):
+                images = people.images_of(rows.tolist())
+                for name, values in _losses(generator, images, people.encoded[rows]).items():
+                    told = found.setdefault(name, {}).setdefault(part, [])
+                    told += [round(float(v), 9) for v in values]
     return found
 
 
 def _losses(generator: TrainedGenerator, images: Tensor, encoded: Tensor) -> dict[str, Tensor]:
     prior, codec = generator.prior, generator.codec
-    codes = in_parts(codec.encode, images)
-    back = in_parts(codec.decode, codes)
+    codes = codec.encode(images)
+    back = codec.decode(codes)
     whitened = prior.floor.whiten(codes)
     deviation = (whitened - prior.floor.mean(encoded)).flatten(1)
     losses = {

@@ -5,29 +5,49 @@ training persons only. Validation persons are looked at (curves, and whether the
 the floor); test persons are never read.
 """
 
+import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rarescan.cohort.contracts import Cohort, Grid, Part, Scan
-from rarescan.cohort.store import open_cohort, open_volumes
+from rarescan.cohort.contracts import Cohort, Grid
+from rarescan.cohort.store import open_cohort
 from rarescan.errors import InputError
 from rarescan.files import Recipe, require_recipe, run_step, write_json
-from rarescan.generative.anatomy import to_image
-from rarescan.generative.codecs import fit_codec, in_parts, restore_codec
+from rarescan.generative.code_store import (
+    People,
+    RowsOf,
+    first_scans,
+    people_of,
+    rows_of_tensor,
+    rows_through,
+    stored,
+    stored_images,
+    workers_for,
+)
+from rarescan.generative.codecs import HaarCodec, fit_codec, require_variety, restore_codec
 from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.contract import Codec, Generator, Prior
 from rarescan.generative.diffusion import Diffusion
+from rarescan.generative.finetune import RATE, start_from
 from rarescan.generative.floor import Floor
 from rarescan.generative.gan import Gan
 from rarescan.generative.gaussian import Gaussian
+from rarescan.generative.memory import (
+    code_shape,
+    footprint,
+    in_gigabytes,
+    require_memory,
+    seconds_per_step,
+)
 from rarescan.generative.model import WEIGHTS, TrainedGenerator, read_model, save_model
+from rarescan.generative.snapshots import Watch
 from rarescan.generative.spec import Family, GeneratorSpec
 from rarescan.generative.train import Plan, Record, TrainingData, choose_device, fit
 from rarescan.generative.transfer import Transfer
@@ -42,16 +62,13 @@ FAMILIES: dict[Family, type[Prior]] = {
     "transfer": Transfer,
 }
 CURVES = "training.json"
+ROWS = "rows"
+"""Folder of images and codes, in the working folder, until the training is done."""
+_SMALL = 2**22
+"""Values in one training step that need no look at the memory: a few GB at most."""
+_log = logging.getLogger("rarescan")
 _SCHEMA = 1
 _FEWEST_PER_DIAGNOSIS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class People:
-    """Images and encoded conditions of the persons of one part, one scan a person."""
-
-    images: Tensor
-    encoded: Tensor
 
 
 def train_generator(
@@ -91,19 +108,29 @@ def train_generator(
     SystemExit
         143 after SIGTERM, with a checkpoint; the same call goes on from it.
     """
+    plan = Plan.of(spec)
+    # Where and how often checkpoints are written decides nothing, so no recipe and no model has it.
+    spec = replace(spec, checkpoints="", checkpoint_minutes=GeneratorSpec.checkpoint_minutes)
     config = asdict(spec)
     seeds = {"train": config.pop("seed")}
+    inputs = {"prepared": require_recipe(prepared).id}
+    # The weights themselves count, and where they lie does not.
+    if config.pop("codec_weights"):
+        inputs["codec_weights"] = require_recipe(Path(spec.codec_weights), "import-weights").id
+    if config.pop("init_from"):
+        inputs["init_from"] = require_recipe(Path(spec.init_from), "train").id
     recipe = Recipe(
         step="train",
         schema=_SCHEMA,
         config=config,
         seeds=seeds,
-        inputs={"prepared": require_recipe(prepared).id},
+        inputs=inputs,
         found_at={"prepared": os.path.relpath(prepared, folder)},
     )
+    plan = replace(plan, training=recipe.id)
     chosen = choose_device(device)
     return run_step(
-        folder, recipe, lambda work: _build(work, prepared, spec, chosen), overwrite=overwrite
+        folder, recipe, lambda work: _build(work, prepared, spec, plan, chosen), overwrite=overwrite
     )
 
 
@@ -130,60 +157,138 @@ def load_generator(folder: Path) -> Generator:
     return TrainedGenerator(stored.grid, codec, prior)
 
 
-def _build(work: Path, prepared: Path, spec: GeneratorSpec, device: torch.device) -> None:
+def _build(
+    work: Path, prepared: Path, spec: GeneratorSpec, plan: Plan, device: torch.device
+) -> None:
     if (work / CURVES).exists() and (work / WEIGHTS).exists():
         return
     cohort = open_cohort(prepared)
     encoder = ConditionEncoder.fit(
-        [scan.condition for scan in _first_scans(cohort, "train").values()], spec.conditions
+        [scan.condition for scan in first_scans(cohort, "train").values()], spec.conditions
     )
     _require_trainable(cohort, encoder)
     train = people_of(cohort, "train", encoder)
     validation = people_of(cohort, "validation", encoder)
+    _require_room(spec, _grid(cohort), train, device)
     with one_thread():
-        codec = fit_codec(train.images, spec, folder=work / "checkpoints" / "codec", device=device)
+        codec, codes, held_codes = _coded(work, train, validation, spec, device)
+        kept = _kept_by(codec, validation, _grid(cohort), len(encoder.diagnoses))
         with torch.no_grad():
-            codes = in_parts(codec.encode, train.images)
             floor = Floor.fit(codes, train.encoded, len(encoder.diagnoses))
-            whitened = floor.whiten(codes)
-            held_out = floor.whiten(in_parts(codec.encode, validation.images))
-        prior = FAMILIES[spec.family](spec, floor, encoder)
+            whitened = _whitened(work / ROWS / "whitened.npy", floor, codes)
+            held_out = _whitened(work / ROWS / "whitened_validation.npy", floor, held_codes)
+        stored_spec = replace(spec, codec_weights="", init_from="")
+        prior = FAMILIES[spec.family](stored_spec, floor, encoder)
+        if spec.init_from:
+            start_from(prior, Path(spec.init_from))
+            plan = replace(plan, learning_rate=RATE * plan.learning_rate)
         held = (held_out, validation.encoded)
-        record = _train_prior(prior, (whitened, train.encoded), held, work, device)
+        record = _train_prior(prior, (whitened, train.encoded), held, plan, work, device)
         prior.cpu().eval()
         prior.close(whitened, train.encoded)
         verdict = prior.judge(*held)
-    _save(work, cohort, codec, prior, {"record": record, "verdict": verdict, "device": device.type})
+    results = {"record": record, "verdict": verdict, "device": device.type, "kept": kept}
+    _save(work, cohort, codec, prior, results)
+
+
+def _require_room(spec: GeneratorSpec, grid: Grid, train: People, device: torch.device) -> None:
+    """Say what a large training needs, and raise where the device has less."""
+    n, n_features = train.encoded.shape
+    if spec.batch_size * prod(code_shape(spec, grid.shape, n)) < _SMALL:
+        return
+    needs = footprint(spec, grid.shape, n_features, n)
+    _log.info(
+        "%s: %.1f million weights, about %s on %s, %s on the disk",
+        spec.family,
+        needs.parameters / 1e6,
+        in_gigabytes(needs.training_bytes),
+        device.type,
+        in_gigabytes(needs.disk_bytes),
+    )
+    require_memory(needs, spec, device)
+
+
+def _coded(
+    work: Path, train: People, validation: People, spec: GeneratorSpec, device: torch.device
+) -> tuple[Codec, Tensor, Tensor]:
+    """Return the fitted codec, and the codes of training and validation persons on the disk."""
+    rows = work / ROWS
+    codec: Codec
+    if spec.codec == "haar":
+        codec = HaarCodec(train.grid_shape, spec.levels)
+        sources: list[RowsOf] = [train.images_of, validation.images_of]
+        workers = workers_for(train)
+    else:
+        images = stored_images(rows / "images.npy", train)
+        codec = fit_codec(images, spec, folder=work / "checkpoints" / "codec", device=device)
+        sources = [rows_of_tensor(images), validation.images_of]
+        workers = 1
+    codes = [
+        stored(
+            rows / f"{name}.npy",
+            (len(people), *codec.code_shape),
+            rows_through(codec.encode, source),
+            workers=workers,
+        )
+        for name, people, source in zip(
+            ("codes", "codes_validation"), (train, validation), sources, strict=True
+        )
+    ]
+    require_variety(codes[0])
+    return codec, codes[0], codes[1]
+
+
+def _kept_by(
+    codec: Codec, validation: People, grid: Grid, n_diagnoses: int
+) -> dict[str, Any] | None:
+    """Return what a codec that loses something keeps; raise where it is too little."""
+    if codec.name != "kl":
+        return None
+    from rarescan.generative.reconstruction import report, require_faithful
+
+    told = report(codec, validation, grid, n_diagnoses)
+    require_faithful(told)
+    return told.as_dict()
+
+
+def _whitened(path: Path, floor: Floor, codes: Tensor) -> Tensor:
+    rows_of = rows_through(floor.whiten, rows_of_tensor(codes))
+    return stored(path, tuple(codes.shape), rows_of, at_a_time=max(1, len(codes)))
 
 
 def _train_prior(
     prior: Prior,
     train: tuple[Tensor, Tensor],
     held_out: tuple[Tensor, Tensor],
+    plan: Plan,
     work: Path,
     device: torch.device,
 ) -> Record:
-    spec = prior.spec
     if not prior.players():
         return Record(samples_by_class=list(prior.encoder.n_by_diagnosis))
-    plan = Plan(
-        steps=spec.steps,
-        batch_size=spec.batch_size,
-        learning_rate=spec.learning_rate,
-        ema_decay=spec.ema_decay,
-        checkpoint_every=spec.checkpoint_every,
-        seed=spec.seed,
-        label_dropout=spec.label_dropout,
-    )
+    if prior.spec.gpus == 1:
+        _say_how_long(prior, train, device)
     data = TrainingData(
         values=train[0],
         encoded=train[1],
         classes=train[1][:, : len(prior.encoder.diagnoses)].argmax(1),
         encoder=prior.encoder if prior.learns_hidden else None,
         held_out=held_out if len(held_out[0]) > 1 else None,
+        watch=Watch(prior, train, held_out, seed=plan.seed),
     )
     folder = work / "checkpoints" / "prior"
-    return fit(prior, data, plan, folder=folder, device=device, what=f"train {spec.family}")
+    return fit(prior, data, plan, folder=folder, device=device, what=f"train {prior.family}")
+
+
+def _say_how_long(prior: Prior, train: tuple[Tensor, Tensor], device: torch.device) -> None:
+    seconds = seconds_per_step(prior, *train, device)
+    _log.info(
+        "%s: %.2g s a step in float32, about %.2g h for %d steps",
+        prior.family,
+        seconds,
+        seconds * prior.spec.steps / 3600,
+        prior.spec.steps,
+    )
 
 
 def _save(work: Path, cohort: Cohort, codec: Codec, prior: Prior, results: dict[str, Any]) -> None:
@@ -196,64 +301,35 @@ def _save(work: Path, cohort: Cohort, codec: Codec, prior: Prior, results: dict[
         "samples_by_diagnosis": seen,
         "epochs_by_diagnosis": {d: round(seen[d] / persons[d], 2) for d in persons},
     }
-    n_held_out = len(_first_scans(cohort, "validation"))
+    n_held_out = len(first_scans(cohort, "validation"))
     save_model(work, _grid(cohort), codec, prior, counts)
     trained = sum(p.numel() for player in prior.players() for p in player.parameters)
     write_json(
         work / CURVES,
         {
             "family": prior.family,
-            "codec": {"name": codec.name, "code_shape": codec.code_shape},
+            "codec": {
+                "name": codec.name,
+                "code_shape": codec.code_shape,
+                **({"reconstruction": results["kept"]} if results["kept"] else {}),
+            },
             "conditions": encoder.as_dict(),
             "parameters": trained,
             **counts,
             "validation_persons": n_held_out,
             "verdict": results["verdict"],
             "events": record.events,
+            "snapshots": record.snapshots,
+            "stopped": record.stopped,
+            "precision": record.precision,
             "seconds": round(record.seconds, 3),
             "device": results["device"],
             "torch": torch.__version__,
             "curve": record.curve,
         },
     )
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
-
-
-def _first_scans(cohort: Cohort, part: Part) -> dict[int, Scan]:
-    """Return position -> scan, one scan a person: the person is the unit."""
-    found: dict[str, int] = {}
-    for position in cohort.indices(part):
-        found.setdefault(cohort.scans[position].person_id, position)
-    return {position: cohort.scans[position] for position in found.values()}
-
-
-def people_of(cohort: Cohort, part: Part, encoder: ConditionEncoder) -> People:
-    """Return the persons of one part; outside training, only those that can be asked for."""
-    scans = _first_scans(cohort, part)
-    if part != "train":
-        scans = {i: scan for i, scan in scans.items() if _can_serve(encoder, scan)}
-    volumes = open_volumes(cohort)
-    images = [torch.from_numpy(_image(volumes[i], scan)) for i, scan in scans.items()]
-    shape = (0, 2, *_grid(cohort).shape)
-    encoded = encoder.encode([scan.condition for scan in scans.values()])
-    return People(images=torch.stack(images) if images else torch.zeros(shape), encoded=encoded)
-
-
-def _image(volume: Any, scan: Scan) -> Any:
-    if not np.isfinite(volume).all() or not (volume > 0).any():
-        raise InputError(
-            f"Scan {scan.scan_id} is empty or has values that are no numbers.",
-            remedy="Prepare the cohort again, or leave this scan out.",
-        )
-    return to_image(np.asarray(volume))
-
-
-def _can_serve(encoder: ConditionEncoder, scan: Scan) -> bool:
-    try:
-        encoder.served(scan.condition)
-    except InputError:
-        return False
-    return True
+    for name in ("checkpoints", ROWS):
+        shutil.rmtree(work / name, ignore_errors=True)
 
 
 def _require_trainable(cohort: Cohort, encoder: ConditionEncoder) -> None:

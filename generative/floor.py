@@ -7,10 +7,13 @@ Gaussian's flow has a closed form (`diffusion.gaussian_velocity`), and a network
 zero samples exactly this Gaussian.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from rarescan.generative.code_store import columns_at_a_time
 
 _GRID_RANK = 16
 """Directions of covariance kept for grid codes. With all of them the training persons would have
@@ -49,19 +52,17 @@ class Floor(nn.Module):
         Parameters
         ----------
         codes : float32 tensor, shape (n, *code_shape)
-            One row a training person.
+            One row a training person; may lie on a memory map, and is read in blocks of columns.
         encoded : float32 tensor, shape (n, features)
             Their conditions; the first columns are the one-hot diagnosis and "hidden".
         n_diagnoses : int
             How many.
         """
-        values, design = codes.flatten(1).double(), encoded.double()
-        slopes, n_fitted = _ridge(design, values, n_diagnoses)
-        residuals = values - design @ slopes
-        freedom = len(values) - n_fitted
-        spread = (residuals.square().sum(0) / freedom).sqrt()
+        values, design = codes.flatten(1), encoded.double()
+        slopes, spread, freedom = _slopes(values, design, n_diagnoses)
         spread[spread < 1e-6 * spread.max()] = 0
-        directions, variances = _directions(residuals, spread, freedom, codes.ndim > 2)
+        blocks = partial(_standard_residuals, values, design, slopes, spread)
+        directions, variances = _directions(blocks, freedom, codes.ndim > 2)
         # What the directions leave out of the total variance is spread evenly, so that the
         # Gaussian's total variance is the training persons'.
         left = 1 - variances.sum() / (spread > 0).sum()
@@ -114,6 +115,12 @@ class Floor(nn.Module):
         return (base * values + along @ self.directions.T).view(-1, *self.code_shape)
 
 
+def n_directions(n_persons: int, code_shape: tuple[int, ...]) -> int:
+    """Return how many directions of covariance so many persons give at most."""
+    possible = min(n_persons, int(torch.Size(code_shape).numel()))
+    return min(possible, _GRID_RANK) if len(code_shape) > 1 else possible
+
+
 def _inverse(spread: Tensor) -> Tensor:
     """Return 1 / spread, and 0 where a code position never varies."""
     return torch.where(spread > 0, 1 / spread.clamp_min(1e-30), 0.0)
@@ -133,14 +140,39 @@ def _ridge(design: Tensor, values: Tensor, n_diagnoses: int) -> tuple[Tensor, fl
     return slopes, float(hat.trace())
 
 
+def _slopes(values: Tensor, design: Tensor, n_diagnoses: int) -> tuple[Tensor, Tensor, float]:
+    """Return slopes, standard deviations about them, and the degrees of freedom that are left."""
+    parts, freedom = [], 0.0
+    for columns in columns_at_a_time(values):
+        block = values[:, columns].double()
+        slopes, n_fitted = _ridge(design, block, n_diagnoses)
+        freedom = len(values) - n_fitted
+        block -= design @ slopes
+        parts.append((slopes, (block.square_().sum(0) / freedom).sqrt()))
+    return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts]), freedom
+
+
+def _standard_residuals(
+    values: Tensor, design: Tensor, slopes: Tensor, spread: Tensor
+) -> Iterator[Tensor]:
+    """Yield blocks of columns of the standardised residuals, float64, shape (n, columns)."""
+    for columns in columns_at_a_time(values):
+        residuals = values[:, columns].double()
+        residuals -= design @ slopes[:, columns]
+        residuals *= _inverse(spread[columns])
+        yield residuals
+
+
 def _directions(
-    residuals: Tensor, spread: Tensor, freedom: float, on_a_grid: bool
+    blocks: Callable[[], Iterator[Tensor]], freedom: float, on_a_grid: bool
 ) -> tuple[Tensor, Tensor]:
     """Return orthonormal directions and variances of the standardised residuals, largest first."""
-    standard = residuals * _inverse(spread)
-    values, vectors = torch.linalg.eigh(standard @ standard.T / freedom)
+    gram = sum((block @ block.T for block in blocks()), torch.zeros((), dtype=torch.float64))
+    values, vectors = torch.linalg.eigh(gram / freedom)
     keep = values.flip(0) > values[-1] * 1e-9
     rank = min(int(keep.sum()), _GRID_RANK) if on_a_grid else int(keep.sum())
     values, vectors = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
-    directions = standard.T @ vectors / (values * freedom).sqrt()
-    return directions * directions.gather(0, directions.abs().argmax(0)[None]).sign(), values
+    length = (values * freedom).sqrt()
+    directions = torch.cat([(block.T @ vectors / length).float() for block in blocks()])
+    directions *= directions.gather(0, directions.abs().argmax(0)[None]).sign()
+    return directions, values

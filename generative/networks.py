@@ -39,22 +39,28 @@ def unet(spec: GeneratorSpec, code_shape: tuple[int, ...], n_features: int) -> n
     """Return a diffusion U-Net whose extra input channels are the encoded condition."""
     from monai.networks.nets import DiffusionModelUNet
 
-    channels = level_channels(spec)
     require_halving(spec, code_shape)
-    groups = 8 if spec.width % 16 else 16
-    net: nn.Module = DiffusionModelUNet(
-        spatial_dims=3,
-        in_channels=code_shape[0] + n_features,
-        out_channels=code_shape[0],
-        num_res_blocks=1,
-        channels=channels,
-        attention_levels=[False] * (len(channels) - 1) + [True],
-        norm_num_groups=groups,
-        num_head_channels=min(64, spec.width),
-        resblock_updown=True,
-        use_flash_attention=True,
-    )
+    net: nn.Module = DiffusionModelUNet(**unet_arguments(spec, code_shape, n_features))
     return net
+
+
+def unet_arguments(
+    spec: GeneratorSpec, code_shape: tuple[int, ...], n_features: int
+) -> dict[str, Any]:
+    """Return what MONAI's DiffusionModelUNet is built with."""
+    channels = level_channels(spec)
+    return {
+        "spatial_dims": 3,
+        "in_channels": code_shape[0] + n_features,
+        "out_channels": code_shape[0],
+        "num_res_blocks": 1,
+        "channels": channels,
+        "attention_levels": (*[False] * (len(channels) - 1), True),
+        "norm_num_groups": 8 if spec.width % 16 else 16,
+        "num_head_channels": min(64, spec.width),
+        "resblock_updown": True,
+        "use_flash_attention": True,
+    }
 
 
 def level_channels(spec: GeneratorSpec) -> tuple[int, ...]:

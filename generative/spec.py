@@ -15,6 +15,7 @@ from rarescan.settings import STRICT
 Family = Literal["vae", "gan", "diffusion", "gaussian", "transfer"]
 CodecName = Literal["haar", "pca", "kl"]
 ConditionName = Literal["age_years", "sex", "site", "severity"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class GeneratorSpec:
     """Channels of the `kl` codec's code."""
     codec_steps: Annotated[int, at.Ge(1)] = 300
     """Training steps of the `kl` codec."""
+    codec_weights: str = ""
+    """Folder written by `rarescan import-weights`: the AutoencoderKL that the `kl` codec starts
+    from. Its own sizes count then; width, depth and latent_channels do not."""
+    codec_patch: Annotated[int, at.Ge(0), at.MultipleOf(16)] = 0
+    """Edge, in voxels, of the cubes that the `kl` codec is trained on (96 at 1 mm); 0: images
+    as a whole."""
     width: Annotated[int, at.Ge(8), at.MultipleOf(8)] = 128
     """Hidden units for `pca` codes; channels of the first level for `haar` and `kl` codes."""
     depth: Annotated[int, at.Ge(1), at.Le(5)] = 2
@@ -48,7 +55,10 @@ class GeneratorSpec:
     batch_size: Annotated[int, at.Ge(2)] = 64
     """Scans in one step, drawn evenly from the diagnoses."""
     learning_rate: Annotated[float, at.Gt(0), at.Le(0.1)] = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; a tenth of it with `init_from`."""
+    init_from: str = ""
+    """Folder of a trained generator of the same family, `haar` codec, sizes and conditions, whose
+    network this one starts from; the Gaussian is fitted anew."""
     ema_decay: Annotated[float, at.Ge(0), at.Lt(1)] = 0.995
     """Decay of the averaged weights, which are the ones that are kept."""
     label_dropout: Annotated[float, at.Ge(0), at.Lt(1)] = 0.15
@@ -59,6 +69,16 @@ class GeneratorSpec:
     """Midpoint steps of `diffusion` sampling; each calls the network twice."""
     checkpoint_every: Annotated[int, at.Ge(1)] = 200
     """Steps between two checkpoints."""
+    checkpoint_minutes: Annotated[float, at.Gt(0)] = 10.0
+    """Minutes after which a checkpoint is written between those; no result depends on it."""
+    checkpoints: str = ""
+    """A second place for checkpoints, as a URL (`s3://bucket/folder`, needs s3fs; `file:///...`):
+    a training that is started elsewhere goes on from there. No result depends on it."""
+    precision: Precision = "auto"
+    """Of training: `bf16` computes the networks in half precision. `auto` takes it on a GPU that
+    has it, and on a CPU for convolutions where two timed steps say that it pays."""
+    gpus: Annotated[int, at.Ge(1), at.Le(64)] = 1
+    """GPUs of one machine that share each batch; processes where there is none."""
     seed: int = 0
     """First weights, order, noise: the same seed gives the same model, byte for byte, on CPU."""
     conditions: tuple[ConditionName, ...] = ("age_years", "sex", "site")

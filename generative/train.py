@@ -1,147 +1,48 @@
 """The one training loop: every network of the room is trained by `fit`.
 
 Everything random in a step is derived from the seed and the step's number, so a run that was
-interrupted ends with the same bytes as one that was not (on CPU). A loss that is not finite
-takes the run back to its last checkpoint with half the learning rate, and that is recorded.
-SIGTERM ends the step, saves, and exits with 143.
+interrupted ends with the same bytes as one that was not (on CPU). A loss that is not finite, or
+that jumps and stays up, takes the run back to its last scheduled checkpoint with half the learning
+rate, and that is recorded. SIGTERM ends the step, saves, and exits with 143. At log-spaced steps
+samples are searched for copies; a run that has begun to copy ends there, with earlier weights.
 """
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rarescan.errors import ExitCode, InputError, MissingExtraError
-from rarescan.generative import checkpoint
-from rarescan.generative.conditions import ConditionEncoder
-from rarescan.generative.contract import Batch, Player
+from rarescan.files import content_id
+from rarescan.generative import distributed
+from rarescan.generative.checkpoint import Store
+from rarescan.generative.contract import Batch
+from rarescan.generative.precision import HalfPrecision, choose
+from rarescan.generative.run import (
+    Plan,
+    Record,
+    Run,
+    Trainable,
+    TrainingData,
+    memory_named,
+    termination,
+)
+from rarescan.generative.snapshots import is_due
 from rarescan.progress import Progress
-from rarescan.seeds import derive, generator
 from rarescan.threads import one_thread
 
-_WARM_UP_STEPS = 50
-_COOL_DOWN = 0.2
-"""Share of the steps, at the end, in which the learning rate falls to zero."""
-_WEIGHT_DECAY = 1e-2
+__all__ = ["Plan", "Record", "Trainable", "TrainingData", "choose_device", "fit"]
+
 _LARGEST_NORM = 1.0
 _N_CURVE_POINTS = 50
 _N_HELD_OUT_POINTS = 10
 """Fewer, because validation persons are many batches."""
 _MOST_RECOVERIES = 5
-
-
-class Trainable(Protocol):
-    """A module that the loop can train: a prior or the kl codec."""
-
-    def players(self) -> list[Player]:
-        """Return what is trained, in the order of its updates within a step."""
-        ...
-
-    def held_out_loss(self, codes: Tensor, encoded: Tensor) -> float | None:
-        """Return the loss on validation persons; nothing is fitted to it."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and how fast."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    ema_decay: float
-    checkpoint_every: int
-    seed: int
-    label_dropout: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """One row a training person, and the validation persons who are only looked at."""
-
-    values: Tensor
-    """Images or whitened codes, shape (n, ...)."""
-    encoded: Tensor
-    """Encoded conditions, shape (n, features)."""
-    classes: Tensor
-    """Number of each person's diagnosis, shape (n,); batches draw evenly from them."""
-    encoder: ConditionEncoder | None = None
-    """Hides conditions (label dropout); None where there are none."""
-    held_out: tuple[Tensor, Tensor] | None = None
-    """Values and encoded conditions of validation persons."""
-
-
-@dataclass(kw_only=True)
-class Record:
-    """What happened, as it stands in `training.json`."""
-
-    curve: list[dict[str, float | int | None]] = field(default_factory=list)
-    """step, loss of each player, validation loss, seconds."""
-    events: list[dict[str, float | int | str]] = field(default_factory=list)
-    """Recoveries from losses that were not finite."""
-    samples_by_class: list[int] = field(default_factory=list)
-    """How many training items of each diagnosis were seen."""
-    seconds: float = 0.0
-
-
-class _Run:
-    """The state of one training run: what a checkpoint holds."""
-
-    def __init__(self, model: nn.Module, players: list[Player], plan: Plan, n_classes: int):
-        self.model, self.players, self.plan = model, players, plan
-        self.optimisers = {
-            p.name: torch.optim.AdamW(
-                p.parameters, lr=0.0, betas=p.betas, weight_decay=_WEIGHT_DECAY, fused=True
-            )
-            for p in players
-        }
-        self.averaged = {n: p.detach().clone() for n, p in model.named_parameters()}
-        self.step, self.rate_factor = 0, 1.0
-        self.record = Record(samples_by_class=[0] * n_classes)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "averaged": self.averaged,
-            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
-            "rate_factor": self.rate_factor,
-            "record": asdict(self.record),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        for name, values in state["averaged"].items():
-            self.averaged[name].copy_(values)
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
-        self.step, self.rate_factor = state["step"], state["rate_factor"]
-        self.record = Record(**state["record"])
-
-    def average(self) -> None:
-        """Move the averaged weights; early on they follow closely."""
-        decay = min(self.plan.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, parameter in self.model.named_parameters():
-            self.averaged[name].lerp_(parameter.detach(), 1 - decay)
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Let the model have the averaged weights for a while."""
-        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self.model.load_state_dict(self.averaged, strict=False)
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(own, strict=False)
+_TRAINED = "trained"
 
 
 def fit(
@@ -162,7 +63,7 @@ def fit(
     data : TrainingData
         On the CPU or on `device`.
     plan : Plan
-        Steps, batch, learning rate, seed.
+        Steps, batch, learning rate, seed, precision, GPUs.
     folder : Path
         Where checkpoints lie; training goes on from the newest valid one.
     device : torch.device
@@ -173,59 +74,233 @@ def fit(
     Returns
     -------
     Record
-        Curves, recoveries, items seen, seconds.
+        Curves, recoveries, looks for copies, where it stopped, items seen, seconds.
 
     Raises
     ------
     InputError
-        The loss was not finite again and again.
+        The loss was not finite again and again; memory ran out; the checkpoints in the folder are
+        another training's.
+    SettingError, MissingExtraError
+        The batch cannot be shared between the GPUs, or there are fewer; no such place for
+        checkpoints.
+    UnreachableError
+        The second place for checkpoints did not answer at the start.
     SystemExit
         143 after SIGTERM; a checkpoint of the last finished step is then in `folder`.
     """
-    trainable: Trainable = model  # type: ignore[assignment]  # nn.Module hides the protocol
-    players = trainable.players()
+    store = _store(model, data, plan, folder)
+    if plan.gpus == 1:
+        with memory_named(plan):
+            return _fit(model, data, plan, store, device, what)
+    distributed.require_ranks(plan.gpus, plan.batch_size, device)
+    distributed.launch(_one_rank, (model, data, plan, folder, device.type, what), n=plan.gpus)
+    ended = store.take(_TRAINED)
+    model.load_state_dict(ended["weights"], strict=False)
+    model.to(device).eval()
+    return Record(**ended["record"])
+
+
+def _store(model: nn.Module, data: TrainingData, plan: Plan, folder: Path) -> Store:
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    about = [plan.decides_bytes(), shapes, data.classes.tolist()]
+    url = plan.checkpoints if plan.training else ""
+    return Store(folder=folder, training=content_id(about), url=url)
+
+
+def _one_rank(
+    model: nn.Module, data: TrainingData, plan: Plan, folder: Path, device: str, what: str
+) -> None:
+    """Train in one of several processes; the first leaves the result in the folder."""
+    own = torch.device(device, distributed.rank()) if device == "cuda" else torch.device(device)
+    # They lie in memory that the ranks share, and each would move them.
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    store = _store(model, data, plan, folder)
+    with memory_named(plan):
+        record = _fit(model, data, plan, store, own, what)
+    if distributed.rank() == 0:
+        weights = {n: p.detach().cpu() for n, p in model.named_parameters()}
+        store.leave(_TRAINED, {"weights": weights, "record": vars(record)})
+
+
+def _fit(
+    model: nn.Module, data: TrainingData, plan: Plan, store: Store, device: torch.device, what: str
+) -> Record:
+    trainable = cast(Trainable, model)
     model.to(device).train()
-    run = _Run(model, players, plan, int(data.classes.max()) + 1)
-    state = checkpoint.newest(folder)
-    if state is None:
-        checkpoint.save(folder, 0, run.state())
-    else:
-        run.restore(state)
-    with one_thread(), _termination() as asked_to_stop, Progress(what, plan.steps) as progress:
+    run = Run(model, trainable.players(), plan, int(data.classes.max()) + 1)
+    with one_thread(), termination() as asked_to_stop, Progress(what, plan.steps) as progress:
+        _begin(run, data, store, device)
+        loop = _Loop(run, data, store, device)
         progress.advance(run.step)
-        while run.step < plan.steps:
-            start, before = time.monotonic(), run.step
-            losses = _one_step(run, data, device)
-            if losses is None:
-                _go_back(run, folder)
-            else:
-                run.average()
-                run.step += 1
-                run.record.seconds += time.monotonic() - start
-                _note(run, trainable, data, losses)
-            progress.advance(run.step - before, _words(losses))
-            if asked_to_stop.is_set() or run.step % plan.checkpoint_every == 0:
-                checkpoint.save(folder, run.step, run.state())
-            if asked_to_stop.is_set():
+        while run.step < plan.steps and not run.record.stopped:
+            before = run.step
+            note = loop.step(trainable)
+            progress.advance(run.step - before, note)
+            ending = distributed.any_of(asked_to_stop.is_set())
+            loop.save(ending=ending)
+            if ending:
                 raise SystemExit(int(ExitCode.TERMINATED))
-    model.load_state_dict(run.averaged, strict=False)
-    model.eval()
+    _keep(run, store)
     return run.record
 
 
-def _one_step(run: _Run, data: TrainingData, device: torch.device) -> dict[str, float] | None:
+def _begin(run: Run, data: TrainingData, store: Store, device: torch.device) -> None:
+    """Go on from the newest checkpoint, or write the first."""
+    if distributed.rank() == 0:
+        store.tidy()
+    state = store.newest() if distributed.rank() == 0 else None
+    distributed.meet()
+    if distributed.rank() > 0:
+        state = store.newest()
+    if state is not None:
+        _restore(run, state)
+    else:
+        run.record.precision = _precision(run, data, device)
+        if distributed.rank() == 0:
+            store.save(0, run.state())
+            if data.watch is not None:
+                store.save_averaged(0, run.averaged)
+    distributed.meet()
+    if run.record.precision == "bf16" and device.type == "cuda":
+        run.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def _precision(run: Run, data: TrainingData, device: torch.device) -> Any:
+    batch = _own_batch(run, data, device)[0]
+
+    def losses() -> None:
+        for player in run.players:
+            player.loss(batch).backward()  # type: ignore[no-untyped-call]
+
+    half = choose(run.plan.precision, device, run.model, losses) == "bf16"
+    return "bf16" if distributed.as_first(half) else "fp32"
+
+
+def _restore(run: Run, state: dict[str, Any]) -> None:
+    try:
+        run.restore(state)
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise InputError(
+            "The newest checkpoint does not fit the model.",
+            remedy="Remove the unfinished folder and train again.",
+        ) from None
+
+
+class _Loop:
+    """What one step does, and what follows from it."""
+
+    def __init__(self, run: Run, data: TrainingData, store: Store, device: torch.device) -> None:
+        self.run, self.data, self.store, self.device = run, data, store, device
+        self.half = run.record.precision == "bf16"
+        self._saved = time.monotonic()
+
+    def step(self, model: Trainable) -> str:
+        """Train one step, or go back after a bad one; return what the progress line says."""
+        run, start = self.run, time.monotonic()
+        with HalfPrecision(run.model, self.device) if self.half else nullcontext():
+            losses = _one_step(run, self.data, self.device)
+        if losses is None:
+            return self._go_back("not finite")
+        jumped = run.jumped(losses)
+        # A loss that stays high whatever the rate is no accident, and no reason to end.
+        if jumped and len(run.record.events) < _MOST_RECOVERIES:
+            return self._go_back("spike")
+        run.average()
+        run.step += 1
+        run.record.seconds += time.monotonic() - start
+        self._look(model, losses)
+        return ", ".join(f"{name} loss {value:.3f}" for name, value in losses.items())
+
+    def save(self, *, ending: bool) -> None:
+        """Write a checkpoint if it is time to; a scheduled one never in the middle of a spike."""
+        run, plan = self.run, self.run.plan
+        scheduled = run.calm and run.step % plan.checkpoint_every == 0
+        late = time.monotonic() - self._saved > 60 * plan.checkpoint_minutes
+        if distributed.rank() == 0 and (scheduled or late or ending):
+            self.store.save(run.step, run.state(), scheduled=scheduled)
+            self._saved = time.monotonic()
+
+    def _go_back(self, event: str) -> str:
+        """Return to the last scheduled checkpoint and go on with half the learning rate."""
+        run = self.run
+        failed, factor, events = run.step, run.rate_factor / 2, run.record.events
+        if len(events) >= _MOST_RECOVERIES:
+            raise InputError(
+                f"Training diverged {_MOST_RECOVERIES + 1} times, the last time at step {failed}.",
+                remedy="Set a smaller learning_rate; if that does not help, check the scans.",
+            )
+        distributed.meet()
+        state = self.store.newest(scheduled=True)
+        distributed.meet()
+        if state is None:
+            raise InputError(
+                "Training diverged and none of its checkpoints can be read.",
+                remedy="Check the disk, then train again.",
+            )
+        _restore(run, state)
+        run.rate_factor = factor
+        told: dict[str, float | int | str]
+        told = {"event": event, "step": failed, "back_to": run.step, "rate_factor": factor}
+        run.record.events = [*events, told]
+        # Saved at once: an interruption must not forget the smaller rate.
+        if distributed.rank() == 0:
+            self.store.save(run.step, run.state())
+        return f"{event}, back to step {run.step}"
+
+    def _look(self, model: Trainable, losses: dict[str, float]) -> None:
+        """Add a point to the curve; at some steps look at validation persons and for copies."""
+        run, plan, watch = self.run, self.run.plan, self.data.watch
+        looked_at = run.step % max(1, plan.steps // _N_HELD_OUT_POINTS) == 0
+        last = run.step == plan.steps
+        searched = watch is not None and is_due(run.step, plan.steps)
+        point = run.step % max(1, plan.steps // _N_CURVE_POINTS) == 0 or looked_at or last
+        first = distributed.rank() == 0
+        validation = None
+        if (looked_at or last or searched) and first:
+            with run.averaged_weights():
+                validation = self._validation(model)
+                if watch is not None and searched:
+                    found = {"step": run.step, **watch.look(self.device), "validation": validation}
+                    run.record.snapshots.append(found)
+        if point and first:
+            seconds = round(run.record.seconds, 3)
+            told = validation if looked_at or last else None
+            run.record.curve.append(
+                {"step": run.step, **losses, "validation": told, "seconds": seconds}
+            )
+        if searched:
+            self._judge()
+
+    def _validation(self, model: Trainable) -> float | None:
+        if self.data.held_out is None:
+            return None
+        return model.held_out_loss(*(part.to(self.device) for part in self.data.held_out))
+
+    def _judge(self) -> None:
+        """Keep the averaged weights that passed, or end the run."""
+        run, first = self.run, distributed.rank() == 0
+        copies = first and run.record.snapshots[-1]["outcome"] == "fail"
+        if distributed.as_first(copies):
+            run.record.stopped = {"why": "copies", "step": run.step}
+        elif first:
+            self.store.save_averaged(run.step, run.averaged)
+
+
+def _one_step(run: Run, data: TrainingData, device: torch.device) -> dict[str, float] | None:
     """Update every player once; None where a loss or a gradient is not finite."""
-    batch, classes = _draw_batch(data, run.plan, run.step, device)
+    batch, classes = _own_batch(run, data, device)
     losses: dict[str, float] = {}
     for player in run.players:
         optimiser = run.optimisers[player.name]
         for group in optimiser.param_groups:
-            group["lr"] = _rate(run.plan, run.step) * player.rate * run.rate_factor
+            group["lr"] = run.plan.rate(run.step) * player.rate * run.rate_factor
         run.model.zero_grad(set_to_none=True)
         loss = player.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        losses[player.name] = distributed.mean_over_ranks(player.parameters, loss.item())
         norm = nn.utils.clip_grad_norm_(player.parameters, _LARGEST_NORM)
-        losses[player.name] = loss.item()
         if not (math.isfinite(losses[player.name]) and math.isfinite(norm.item())):
             return None
         optimiser.step()
@@ -234,97 +309,29 @@ def _one_step(run: _Run, data: TrainingData, device: torch.device) -> dict[str, 
     return losses
 
 
-def _draw_batch(
-    data: TrainingData, plan: Plan, step: int, device: torch.device
-) -> tuple[Batch, Tensor]:
-    """Draw a diagnosis evenly, then a person of it, for each place of the batch."""
-    random = generator(plan.seed, "batch", step)
-    noise = torch.Generator("cpu").manual_seed(derive(plan.seed, "noise", step))
-    classes = data.classes.numpy()
-    members = [np.flatnonzero(classes == c) for c in np.unique(classes)]
-    picked = [members[c] for c in random.integers(len(members), size=plan.batch_size)]
-    rows = torch.tensor([int(random.choice(people)) for people in picked])
-    encoded = data.encoded[rows]
-    if data.encoder is not None:
-        encoded = data.encoder.drop(encoded, plan.label_dropout, noise)
-    batch = Batch(
-        step=step,
-        n_steps=plan.steps,
-        values=data.values[rows].to(device),
-        encoded=encoded.to(device),
-        noise=noise,
-    )
-    return batch, data.classes[rows]
+def _own_batch(run: Run, data: TrainingData, device: torch.device) -> tuple[Batch, torch.Tensor]:
+    """Return this rank's share of the step's batch, and the classes of all of it."""
+    batch, classes = data.draw(run.plan, run.step, device)
+    return distributed.share(batch, distributed.rank(), distributed.size()), classes
 
 
-def _rate(plan: Plan, step: int) -> float:
-    warm = min(1.0, (step + 1) / _WARM_UP_STEPS)
-    left = (plan.steps - step) / (plan.steps * _COOL_DOWN)
-    return plan.learning_rate * warm * min(1.0, left)
-
-
-def _go_back(run: _Run, folder: Path) -> None:
-    """Return to the last good checkpoint and go on with half the learning rate."""
-    failed, factor, events = run.step, run.rate_factor / 2, run.record.events
-    if len(events) >= _MOST_RECOVERIES:
-        raise InputError(
-            f"Training diverged {_MOST_RECOVERIES + 1} times, the last time at step {failed}.",
-            remedy="Set a smaller learning_rate; if that does not help, check the scans.",
-        )
-    state = checkpoint.newest(folder)
-    if state is None:
-        raise InputError(
-            "Training diverged and none of its checkpoints can be read.",
-            remedy="Check the disk, then train again.",
-        )
-    run.restore(state)
-    run.rate_factor = factor
-    event: dict[str, float | int | str]
-    event = {"event": "not finite", "step": failed, "back_to": run.step, "rate_factor": factor}
-    run.record.events = [*events, event]
-    # Saved at once: an interruption must not forget the smaller rate.
-    checkpoint.save(folder, run.step, run.state())
-
-
-def _note(run: _Run, model: Trainable, data: TrainingData, losses: dict[str, float]) -> None:
-    """Add a point to the curve, at evenly spaced steps; at some, look at validation persons."""
-    looked_at = run.step % max(1, run.plan.steps // _N_HELD_OUT_POINTS) == 0
-    last = run.step == run.plan.steps
-    if run.step % max(1, run.plan.steps // _N_CURVE_POINTS) and not (looked_at or last):
-        return
-    validation = None
-    if data.held_out is not None and (looked_at or last):
-        values, encoded = (part.to(next(run.model.parameters()).device) for part in data.held_out)
-        run.model.eval()
-        with run.averaged_weights(), torch.no_grad():
-            validation = model.held_out_loss(values, encoded)
-        run.model.train()
-    point = {"step": run.step, **losses, "validation": validation}
-    run.record.curve.append({**point, "seconds": round(run.record.seconds, 3)})
-
-
-def _words(losses: dict[str, float] | None) -> str:
-    if losses is None:
-        return "loss not finite, back to the last checkpoint"
-    return ", ".join(f"{name} loss {value:.3f}" for name, value in losses.items())
-
-
-@contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """Yield a flag that SIGTERM sets (only the main thread can listen to signals)."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def note(*_: int | FrameType | None) -> None:
-        asked.set()
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _keep(run: Run, store: Store) -> None:
+    """Leave in the model the averaged weights of the end, or the last that did not copy."""
+    stopped = run.record.stopped
+    kept, weights = run.step, run.averaged
+    if stopped:
+        passed = [s["step"] for s in run.record.snapshots if s["outcome"] != "fail"]
+        earlier = ((step, store.averaged(step)) for step in [*reversed(passed), 0])
+        found = next(((step, w) for step, w in earlier if w is not None), None)
+        if found is None and distributed.rank() == 0:
+            raise InputError(
+                "The training began to copy persons, and none of its earlier weights can be read.",
+                remedy="Check the disk, then train again.",
+            )
+        kept, weights = found or (kept, weights)
+    run.record.stopped = {"why": "steps", "step": run.step, **stopped, "kept": kept}
+    run.model.load_state_dict(weights, strict=False)
+    run.model.eval()
 
 
 def choose_device(name: str) -> torch.device:

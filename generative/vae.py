@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from rarescan.generative.code_store import rows_at_a_time
 from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.contract import Batch, Player, Prior
 from rarescan.generative.floor import Floor
@@ -82,8 +83,8 @@ class Vae(Prior):
     def close(self, codes: Tensor, encoded: Tensor) -> None:
         """Fit the latent sampler to training persons and calibrate the noise."""
         with torch.no_grad():
-            deviation = self._deviation(codes, encoded)
-            mean, log_var = self._posterior(deviation)
+            mean, log_var, variance = self._looked_at(codes, encoded)
+            encoded = encoded.to(mean)
             own = encoded[:, : self.floor.n_diagnoses]
             centres = (own.T @ mean) / own.sum(0)[:, None]
             within = (mean - own @ centres).T @ (mean - own @ centres) / (len(mean) - len(centres))
@@ -91,19 +92,29 @@ class Vae(Prior):
             covariance = within + log_var.exp().mean(0).diag()
             self.latent_means.copy_(centres)
             self.latent_root.copy_(torch.linalg.cholesky(covariance))
-            self._calibrate(deviation)
+            self._calibrate(variance)
 
-    def _calibrate(self, deviation: Tensor) -> None:
+    def _looked_at(self, codes: Tensor, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return posteriors and the variance of a dimension, codes taken as they fit in memory."""
+        parts, device = [], self.floor.spread.device
+        for rows in torch.split(torch.arange(len(codes)), rows_at_a_time(tuple(codes.shape))):
+            deviation = self._deviation(codes[rows].to(device), encoded[rows].to(device))
+            variance = deviation.square().mean([0, *range(2, deviation.ndim)])
+            parts.append((*self._posterior(deviation), variance * (len(rows) / len(codes))))
+        mean, log_var, variances = zip(*parts, strict=True)
+        return torch.cat(mean), torch.cat(log_var), torch.stack(variances).sum(0)
+
+    def _calibrate(self, variance: Tensor) -> None:
         """Let decoded + noise have the variance of the training persons, dimension by dimension."""
         random = torch.Generator("cpu").manual_seed(0)
-        n = _N_CALIBRATION if deviation.ndim == 2 else _N_CALIBRATION // 8
-        draws = torch.randn(n, self.spec.latent, generator=random).to(deviation)
-        classes = torch.arange(n, device=deviation.device) % self.floor.n_diagnoses
+        n = _N_CALIBRATION if len(self._seen_shape) == 1 else _N_CALIBRATION // 8
+        draws = torch.randn(n, self.spec.latent, generator=random).to(variance)
+        classes = torch.arange(n, device=variance.device) % self.floor.n_diagnoses
         decoded = self._decode(self.latent_means[classes] + draws @ self.latent_root.T)
-        places = [0, *range(2, deviation.ndim)]
+        places = [0, *range(2, decoded.ndim)]
         centred = decoded - decoded.mean(0)
         carried = centred.square().mean(places).view_as(self.noise_scale)
-        wanted = deviation.square().mean(places).view_as(self.noise_scale)
+        wanted = variance.view_as(self.noise_scale)
         learned = self.log_variance.exp()
         share = (carried / (carried + learned)).clamp_max(_LARGEST_SHARE)
         self.decoded_scale.copy_((share * wanted / carried.clamp_min(1e-12)).sqrt())

@@ -18,8 +18,8 @@ from rarescan.cli.main import app
 from rarescan.cohort.contracts import Condition, FeatureSet, Scan, brain_grid
 from rarescan.cohort.store import create_volumes, write_cohort
 from rarescan.errors import GridMismatchError, InputError, RarescanError, SettingError
-from rarescan.evaluation import compare, inception, metrics
-from rarescan.evaluation.comparison import inception_extractor, named_extractor
+from rarescan.evaluation import compare, metrics
+from rarescan.evaluation.comparison import named_extractor
 from rarescan.evaluation.features import save_features
 from rarescan.evaluation.measures import describe
 from rarescan.evaluation.pictures import pyramid, read_images
@@ -281,23 +281,6 @@ def test_extractors_say_what_they_need(tmp_path):
         named_extractor("piramid")
 
 
-def test_inception_looks_at_pictures_upright_and_at_the_middle_slices_of_volumes(monkeypatch):
-    def network(images):
-        # Half the rows of the picture are bright; a turned picture would have half its columns.
-        rows = images.mean(dim=(1, 3)) / 255
-        return rows[:, :1].expand(-1, 2048), None
-
-    monkeypatch.setattr(inception, "load_inception", lambda path, sha256: network)
-    found = inception_extractor(Path("weights"), "ab")
-    picture = np.zeros((16, 20), np.float32)
-    picture[:, :10] = 1
-    assert found.embed(picture)[:2].tolist() == [1, 1]
-    volume = np.zeros((8, 8, 8), np.float32)
-    volume[4] = 1  # fills one of the three middle slices, and no first row of the others
-    assert found.embed(volume)[0] == pytest.approx(1 / 3)
-    assert found.weights_sha256 == "ab"
-
-
 def test_the_pyramid_sees_place_brightness_and_blur():
     image = np.random.default_rng(0).uniform(size=(32, 32, 32)).astype(np.float32)
     blurred = image.reshape(16, 2, 16, 2, 16, 2).mean(axis=(1, 3, 5)).repeat(2, 0)
@@ -323,5 +306,7 @@ def test_the_verb_prints_a_table_or_json_and_one_line_for_what_a_person_can_solv
     assert told["floor"]["kid"]["value"] == compare(a, b).floor["kid"].value
     refused = CliRunner().invoke(app, ["compare", a, c])
     assert isinstance(refused.exception, RarescanError)
-    missing = CliRunner().invoke(app, ["compare", a, b, "--extractor", "inception"])
-    assert "weights is missing" in str(missing.exception)
+    entry = f"{{name: theirs, kind: inception, path: gone.pth, sha256: {'a' * 64}}}"
+    chosen = ["--extractor", "theirs", "--set", f"evaluate.extractors=[{entry}]"]
+    missing = CliRunner().invoke(app, ["compare", a, b, *chosen])
+    assert "is missing" in str(missing.exception)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from rarescan.cohort.contracts import brain_grid
 from rarescan.errors import InputError, SettingError
+from rarescan.generative import codecs
+from rarescan.generative.anatomy import brain_mask, to_image
 from rarescan.generative.codecs import HaarCodec, PcaCodec, fit_codec, haar_kernel, restore_codec
 from rarescan.generative.spec import GeneratorSpec
 
@@ -71,6 +73,28 @@ def test_a_restored_codec_gives_the_same_bytes(name: str, tmp_path: Path) -> Non
     assert again.code_shape == codec.code_shape
     assert torch.equal(again.encode(images(5)), code)
     assert torch.equal(again.decode(code), codec.decode(code))
+
+
+def test_on_fine_grids_the_distance_is_kept_at_half_the_resolution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(codecs, "_FINE_GRID", 1)
+    shape = (40, 48, 40)
+    axes = (torch.linspace(-1, 1, n) for n in shape)
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    volume = torch.where(x**2 + y**2 / 0.8 + z**2 < 0.7, 0.5 + 0.3 * x, 0.0).numpy()
+    image = torch.from_numpy(to_image(volume))[None]
+    codec = HaarCodec(shape, 2)
+    code = codec.encode(image)
+    assert tuple(code.shape[1:]) == codec.code_shape == (72, 10, 12, 10)
+    again = codec.decode(code)
+    assert (again[:, 0] - image[:, 0]).abs().max() < 3e-6
+    # The distance to half a voxel at its kinks; at the edge, which is what counts, better.
+    near = image[:, 1].abs() < 1 / 8
+    assert 8 * (again - image)[:, 1][near].abs().mean() < 0.03
+    here, there = (brain_mask(v[0, 1].numpy()) for v in (image, again))
+    assert 2 * (here & there).sum() / (here.sum() + there.sum()) > 0.985
+    assert abs(there.sum() / here.sum() - 1) < 0.005
 
 
 def test_a_grid_that_cannot_be_halved_names_the_way_out() -> None:

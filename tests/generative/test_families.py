@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from rarescan.cohort.contracts import Condition, FloatArray, Scan
 from rarescan.errors import ChangedRecipeError, InputError, SettingError
-from rarescan.generative import families
+from rarescan.generative import code_store, families
 from rarescan.generative.contract import Batch
 from rarescan.generative.families import FAMILIES, load_generator, train_generator
 from rarescan.generative.spec import GeneratorSpec
@@ -204,6 +204,38 @@ def test_bad_cohorts_are_refused_with_the_reason(
     with pytest.raises(InputError, match=message):
         train_generator(make_cohort(edit=edit), tmp_path / "m", quick(family="gaussian"))
     assert not (tmp_path / "m").exists()
+
+
+def test_equal_scans_are_refused_in_codes_too(
+    make_cohort: Make, tmp_path: Path, quick: Spec
+) -> None:
+    spec = quick(family="gaussian", codec="haar")
+    with pytest.raises(InputError, match="same image"):
+        train_generator(make_cohort(edit=all_equal), tmp_path / "m", spec)
+
+
+def test_a_fit_killed_between_codes_goes_on_to_the_same_bytes(
+    trained: Trained, cohort: Path, tmp_path: Path, quick: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = quick(family="gaussian", codec="haar")
+    images_of = code_store.People.images_of
+    seen: list[int] = []
+
+    def killed(people: code_store.People, rows: Any) -> Any:
+        if 16 in rows and len(seen) == 16:
+            raise KeyboardInterrupt
+        seen.extend(rows)
+        return images_of(people, rows)
+
+    monkeypatch.setattr(code_store.People, "images_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_generator(cohort, tmp_path / "m", spec, device="cpu")
+    assert seen == list(range(16))
+    seen.append(-1)
+    model = train_generator(cohort, tmp_path / "m", spec, device="cpu")
+    assert seen[17:22] == list(range(16, 21))
+    wanted = (trained("gaussian", "haar") / "weights.safetensors").read_bytes()
+    assert (model / "weights.safetensors").read_bytes() == wanted
 
 
 def test_a_cohort_that_is_not_on_a_grid_is_refused(

@@ -15,12 +15,13 @@ from rarescan.cli.options import (
     Json,
     Out,
     Overwrite,
+    Prepared,
     Set,
     Workers,
     settings_of,
 )
 from rarescan.configs.schema import dump_config, load_config
-from rarescan.errors import SettingError
+from rarescan.errors import GateRefusedError, SettingError
 
 config_app = typer.Typer(help="Show or check settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
@@ -213,7 +214,9 @@ def compare(
     b: Annotated[str, typer.Argument(help="What is held against it.")],
     extractor: Annotated[
         str,
-        typer.Option(help="pyramid (any image), regions (brain grid) or inception (its weights)."),
+        typer.Option(
+            help="pyramid (any image), regions (brain grid) or one of evaluate.extractors."
+        ),
     ] = "pyramid",
     config: Config = "",
     set_: Set = None,
@@ -221,21 +224,115 @@ def compare(
 ) -> None:
     """Print distances between two folders (NIfTI, PNG, DICOM) or feature files (npz, csv)."""
     from rarescan.evaluation.comparison import compare as distances
-    from rarescan.evaluation.comparison import inception_extractor
+    from rarescan.evaluation.comparison import named_extractor
 
     settings = settings_of(config, set_).evaluate
-    eye = (
-        inception_extractor(Path(settings.inception_weights), settings.inception_sha256)
-        if extractor == "inception"
-        else extractor
-    )
+    eye = named_extractor(extractor, settings.extractors)
     found = distances(Path(a), Path(b), extractor=eye, seed=settings.seed)
     typer.echo(json.dumps(found.as_dict()) if as_json else found.table())
 
 
+@app.command("import-weights")
+def import_weights(
+    source: Annotated[
+        Path, typer.Argument(help="A checkpoint, a MONAI bundle, or a generator of ours.")
+    ],
+    folder: Out,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="JSON or YAML with the network's class (_target_) and its arguments."),
+    ] = None,
+    part: Annotated[str, typer.Option(help="Which network, where there are several.")] = "",
+    pair: Annotated[
+        Path | None, typer.Option(help="Safetensors: input.x and output.* of the original.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Take over weights of monai-generative 0.2.3, MONAI or rarescan; no pickle is executed."""
+    from rarescan.generative.foreign import import_weights as take_over
+    from rarescan.generative.foreign import read_import
+
+    take_over(source, folder, network=network, part=part, pair=pair, overwrite=overwrite)
+    about = read_import(folder)
+    if as_json:
+        typer.echo(json.dumps(asdict(about)))
+        return
+    errors = [f"{name} {error:.1g}" for name, error in (about.parity or {}).items()]
+    typer.echo(f"{folder}\n{about.name} from {about.origin}.")
+    typer.echo(
+        f"It gives the original's output: relative error {', '.join(errors)}."
+        if errors
+        else "Names and shapes fit; that it gives the original's output was NOT checked (--pair)."
+    )
+
+
+@app.command("export-bundle")
+def export_bundle(
+    model: Annotated[Path, typer.Argument(help="One generator, as runs/demo/models/diffusion.")],
+    folder: Out,
+    decision: Annotated[
+        Path | None, typer.Option(help="Written by `rarescan select`; that of the model's run.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Of the weights; stands in the bundle.")] = "",
+    despite_gates: Annotated[
+        bool, typer.Option("--despite-gates", help="For use inside, whatever the gates said.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a generator as a MONAI bundle, which samples without rarescan."""
+    from rarescan.generative.bundle import export_bundle as write_bundle
+
+    written = write_bundle(
+        model,
+        folder,
+        decision=decision,
+        licence=licence,
+        despite_gates=despite_gates,
+        overwrite=overwrite,
+    )
+    typer.echo(written)
+
+
+@app.command()
+def monitor(
+    run: Annotated[Path, typer.Argument(help="A run's folder, as runs/demo.")],
+    cohort: Prepared,
+    config: Config = "",
+    workers: Workers = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 on drift or a champion that fails a check.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold a prepared cohort's new persons against those that RUN's champion learned from."""
+    from rarescan.flows.start import run_verb
+
+    own = run / "config.yaml"
+    chosen = config or (str(own) if own.is_file() else "")
+    settings = settings_of(chosen, set_, {"workers": workers})
+    folders = {"run": str(run), "cohort": str(cohort)}
+    folder = run_verb(settings, "monitor", folders, overwrite=overwrite)
+    text = (folder / "monitor.json").read_text()
+    found = json.loads(text)
+    typer.echo(text if as_json else f"{found['verdict']}\n{folder / 'monitor.html'}")
+    fails = found["champion"].get("outcome") == "fails"
+    if strict and (fails or found["verdict"] == "drift"):
+        raise GateRefusedError(
+            "The champion fails a check on the grown cohort."
+            if fails
+            else "New scans differ from those that the champion learned from.",
+            remedy=f"Read {folder / 'monitor.html'}; run without --strict to accept any verdict.",
+        )
+
+
 @app.command()
 def deploy(
-    configs: Annotated[list[str], typer.Argument(help="Settings whose `schedule` is set.")],
+    configs: Annotated[
+        list[str], typer.Argument(help="Settings with `schedule` or `monitor.schedule`.")
+    ],
     local: Annotated[
         bool, typer.Option("--local", help="Serve from this process until it is stopped.")
     ] = False,

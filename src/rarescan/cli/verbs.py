@@ -130,21 +130,51 @@ def prepare(
 @app.command()
 def train(
     prepared: Prepared,
-    models: Out,
+    models: Annotated[
+        Path | None, typer.Argument(help="Where the result goes; not needed with --plan.")
+    ] = None,
     family: Annotated[
         str, typer.Option(help="Which candidate of `train:` (vae, gan, diffusion, ...).")
     ] = "diffusion",
     config: Config = "",
     steps: Annotated[int | None, typer.Option(help="train.<family>.steps")] = None,
     device: Device = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what fits this cohort, and train nothing.")
+    ] = False,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="With --plan: what an hour of the machine costs.")
+    ] = None,
     set_: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train one candidate into MODELS/<family>; repeating the command resumes."""
+    if plan:
+        _print_plan(
+            settings_of(config, set_, {"device": device}), prepared, price_per_hour, as_json
+        )
+        return
+    if models is None:
+        raise typer.BadParameter(
+            "Missing; it is needed unless --plan is given.", param_hint="MODELS"
+        )
     settings = settings_of(config, set_, {f"train.{family}.steps": steps, "device": device})
     folders = {"prepared": prepared, "folder": models / family}
     _run(settings, "train", folders, overwrite=overwrite, as_json=as_json)
+
+
+def _print_plan(config: RunConfig, prepared: Path, price: float | None, as_json: bool) -> None:
+    from rarescan.cohort.store import open_cohort
+    from rarescan.generative.advise import advise
+    from rarescan.generative.train import choose_device
+    from rarescan.threads import one_thread
+
+    with one_thread():
+        told = advise(
+            open_cohort(prepared), device=choose_device(config.device), price_per_hour=price
+        )
+    typer.echo(json.dumps(told.as_dict()) if as_json else told.table())
 
 
 @app.command()
@@ -194,10 +224,23 @@ def generate(
     prepared: Prepared,
     synthetic: Out,
     model: Annotated[
-        str, typer.Option(help="Address of a version, as models:/rarescan-generator/3.")
+        str,
+        typer.Option(
+            help="Address of a version, as models:/rarescan-generator/3; with --from also a folder."
+        ),
     ] = "",
     n: Annotated[int | None, typer.Option(help="How many persons (generate.n).")] = None,
     seed: Annotated[int | None, typer.Option(help="generate.seed")] = None,
+    source: Annotated[
+        str, typer.Option("--from", help="Change this scan instead: a scan id or a NIfTI file.")
+    ] = "",
+    diagnosis: Annotated[str, typer.Option(help="With --from: what it should become.")] = "",
+    severity: Annotated[
+        float, typer.Option(help="With --from: 0 as it is, 1 the average patient, up to 2.")
+    ] = 1.0,
+    from_diagnosis: Annotated[
+        str, typer.Option(help="With --from FILE: the diagnosis of its person.")
+    ] = "",
     config: Config = "",
     workers: Workers = None,
     set_: Set = None,
@@ -208,6 +251,13 @@ def generate(
     settings = settings_of(
         config, set_, {"generate.n": n, "generate.seed": seed, "workers": workers}
     )
+    if source:
+        from rarescan.flows.counterfactual import Wish, counterfactual
+
+        wish = Wish(source=source, diagnosis=diagnosis, severity=severity, own=from_diagnosis)
+        counterfactual(settings, prepared, synthetic, wish, model=model, overwrite=overwrite)
+        _print_folder(synthetic, as_json=as_json)
+        return
     folders: dict[str, Path | str | None] = {
         "prepared": prepared,
         "folder": synthetic,
@@ -237,6 +287,12 @@ def retrain(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, as runs/demo.")],
+    feedback: Annotated[
+        str | None, typer.Option(help="CSV of readers' ratings (report.feedback).")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="The batch that they looked at (report.batch).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write report.html and report.json of a run again."""
@@ -244,9 +300,10 @@ def report(
         raise InputError(
             f"{run} is no run folder.", remedy="Name the folder that `rarescan run` wrote."
         )
-    from rarescan.evaluation.report import write_report
+    from rarescan.flows.verbs import report as write
 
-    path = write_report(run)
+    options = {"report.feedback": feedback, "report.batch": batch}
+    path = write(settings_of(None, None, options), run)
     typer.echo((run / "report.json").read_text() if as_json else path)
 
 

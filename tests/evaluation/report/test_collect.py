@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rarescan.errors import InputError
-from rarescan.evaluation.collect import collect, in_words, words
+from rarescan.evaluation.collect import collect
+from rarescan.evaluation.page import in_words, words
 from rarescan.files import read_json, read_recipe, write_json
 
 STAGES = ("prepare", "evaluate", "refuse", "select", "generate", "retrain")
@@ -184,7 +185,7 @@ def test_values_that_json_does_not_know_become_null(make_run: Callable[..., Path
 def test_no_pseudonym_site_or_free_text_gets_out(whole_run: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content)
     assert "P0003" in (whole_run / "evaluation" / "scores.json").read_text()
-    for hidden in ("P00", "Q00", "SYN0", "site0", str(whole_run.parent)):
+    for hidden in ("P00", "Q00", "site0", str(whole_run.parent)):
         assert hidden not in text
     assert content["cohort"]["sources"]["counts"] == {"n_files": 3210}
     assert content["cohort"]["sources"]["n_sites"] == 2
@@ -224,7 +225,13 @@ def test_a_family_that_was_trained_but_not_scored_is_listed_without_scores(
     write_json(run / "models" / "late" / "training.json", {"curve": [], "seconds": 1.0})
     late = collect(run)["candidates"]["late"]
     assert late["mmd"] is None
-    assert late["training"] == {"seconds": 1.0, "parameters": None, "curves": {}}
+    assert late["training"] == {
+        "seconds": 1.0,
+        "parameters": None,
+        "network_kept": None,
+        "recoveries": 0,
+        "curves": {},
+    }
 
 
 def test_a_native_cohort_without_partition_counts_as_not_assigned(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rarescan.errors import InputError
 from rarescan.evaluation.collect import collect
-from rarescan.evaluation.report import duration, interval, number, percent, write_report
+from rarescan.evaluation.page import duration, interval, number, percent
+from rarescan.evaluation.report import write_report
 from rarescan.files import read_json, write_json
 
 VOID = {"meta", "img", "br", "link", "path", "use"}
@@ -98,11 +99,11 @@ def test_numbers_are_shown_with_interval_and_n(page: Page) -> None:
 
 
 def test_a_bound_on_copies_is_claimed_only_where_the_check_proved_its_power(
-    make_run: Callable[..., Path], page: Page
+    quick_run: Callable[..., Path], page: Page
 ) -> None:
     assert "finding none promises nothing" in page.text
     assert "25.9" not in page.text
-    run = make_run(n_persons=5)
+    run = quick_run(n_persons=5)
     path = run / "evaluation" / "scores.json"
     scores = read_json(path)
     scores["candidates"]["vae"]["privacy"]["outcome"] = "pass"
@@ -132,11 +133,11 @@ def test_report_json_holds_what_the_page_was_rendered_from(whole_run: Path, html
 
 def test_every_picture_and_plot_has_words_for_those_who_cannot_see_it(page: Page) -> None:
     images = page.all("img")
-    assert len(images) == 4 + 4 + 6
+    assert len(images) == 6 + 4 + 6
     assert all(len(image["alt"]) > 20 for image in images)
     assert len({image["alt"] for image in images}) == len(images)
     plots = [tag for tag in page.all("div") if tag.get("role") == "img"]
-    assert len(plots) == len(page.all("svg")) == 6
+    assert len(plots) == len(page.all("svg")) == 11
     assert all(len(plot["aria-label"]) > 20 for plot in plots)
     assert len(page.all("figcaption")) == len(page.all("figure")) == len(images) + len(plots)
 
@@ -184,15 +185,15 @@ def test_the_same_run_gives_the_same_bytes(
 
 def test_no_pseudonym_or_path_is_on_the_page(whole_run: Path, html: str) -> None:
     text = re.sub(r"base64,[^\"]*", "", html)
-    for hidden in ("P00", "Q00", "SYN0", "site0", str(whole_run.parent)):
+    for hidden in ("P00", "Q00", "site0", str(whole_run.parent)):
         assert hidden not in text
 
 
 @pytest.mark.parametrize("until", STAGES)
 def test_a_run_without_its_later_parts_says_so_in_words(
-    make_run: Callable[..., Path], until: str
+    quick_run: Callable[..., Path], until: str
 ) -> None:
-    text = write_report(make_run(until=until, n_persons=20)).read_text()
+    text = write_report(quick_run(until=until, n_persons=20)).read_text()
     page = Page(text)
     assert page.open == []
     assert not re.search(r"\b(None|nan|inf|Undefined)\b", page.text)
@@ -208,9 +209,9 @@ def test_a_run_without_its_later_parts_says_so_in_words(
 
 
 def test_scores_that_are_missing_are_said_to_be_not_measured(
-    make_run: Callable[..., Path],
+    quick_run: Callable[..., Path],
 ) -> None:
-    run = make_run(n_persons=20)
+    run = quick_run(n_persons=20)
     path = run / "evaluation" / "scores.json"
     scores = read_json(path)
     one = scores["candidates"]["vae"]
@@ -224,9 +225,9 @@ def test_scores_that_are_missing_are_said_to_be_not_measured(
     assert not re.search(r"\b(None|nan|Undefined)\b", page.text)
 
 
-def test_hostile_names_stay_text(make_run: Callable[..., Path]) -> None:
+def test_hostile_names_stay_text(quick_run: Callable[..., Path]) -> None:
     name = "<script>alert(1)</script>\"'><img src=x onerror=y>$x$"
-    run = make_run(patient=name, n_persons=20)
+    run = quick_run(patient=name, n_persons=20)
     text = write_report(run).read_text()
     page = Page(text)
     assert not page.all("script")
@@ -235,9 +236,9 @@ def test_hostile_names_stay_text(make_run: Callable[..., Path]) -> None:
 
 
 def test_volumes_on_another_grid_are_not_shown_as_if_they_were_comparable(
-    make_run: Callable[..., Path],
+    quick_run: Callable[..., Path],
 ) -> None:
-    run = make_run(n_persons=20)
+    run = quick_run(n_persons=20)
     for path in run.glob("*/samples/*/rarescan/volumes.npy"):
         np.save(path, np.zeros((10, 4, 4, 4), np.float32))
     (run / "synthetic" / "rarescan" / "volumes.npy").unlink()
@@ -246,11 +247,11 @@ def test_volumes_on_another_grid_are_not_shown_as_if_they_were_comparable(
     assert "The volumes of the champion are not in this folder" in page.text
 
 
-def test_a_champion_of_an_earlier_run_is_shown_by_its_batch(make_run: Callable[..., Path]) -> None:
-    run = make_run(n_persons=20)
+def test_a_champion_of_an_earlier_run_is_shown_by_its_batch(quick_run: Callable[..., Path]) -> None:
+    run = quick_run(n_persons=20)
     path = run / "decision" / "decision.json"
     decision = read_json(path)
-    decision["champion"]["family"] = "older"
+    decision["champion"] |= {"candidate": "champion-2", "family": "older"}
     write_json(path, decision | {"verdict": "keep_champion", "chosen": None})
     page = Page(write_report(run).read_text())
     assert "the earlier champion stays" in page.text
@@ -262,9 +263,9 @@ def test_a_champion_of_an_earlier_run_is_shown_by_its_batch(make_run: Callable[.
 
 
 def test_phantoms_are_called_phantoms_and_persons_personal_data(
-    make_run: Callable[..., Path], page: Page
+    quick_run: Callable[..., Path], page: Page
 ) -> None:
-    run = make_run(until="prepare", n_persons=5)
+    run = quick_run(until="prepare", n_persons=5)
     (run / "phantom").mkdir()
     text = Page(write_report(run).read_text()).text
     assert "simulated on the computer" in text
@@ -330,3 +331,74 @@ def test_durations_are_read_at_a_glance(seconds: float | None, shown: str) -> No
 def test_shares_are_percent() -> None:
     assert percent(0.0149, 1) == "1.5\N{NO-BREAK SPACE}%"
     assert percent(None) == "not measured"
+
+
+def test_whether_the_network_of_a_candidate_was_used_is_said_in_words(page: Page) -> None:
+    assert "Diffusion: the network was not used" in page.text
+    assert "GAN: training went back to its last good state 1 time," in page.text
+
+
+def test_the_ranking_says_who_could_not_be_separated_and_what_would_settle_it(page: Page) -> None:
+    assert "How the candidates were ranked, on 8 validation persons" in page.text
+    assert "Could not be separated: VAE, Diffusion. About 147 validation persons" in page.text
+    assert "Diffusion 0.031 0.011 to 0.051 0.0200 ± 0.0300 0.62 ✓ yes not measured" in page.text
+    assert "By the features regions GAN would have been chosen." in page.text
+    assert "VAE −0.0200 ± 0.0100 0.02" in page.text
+    assert "These persons have served 2 decisions; each test was made at 0.0250." in page.text
+
+
+def test_what_the_checks_can_see_stands_beside_what_they_saw(page: Page) -> None:
+    row = "VAE 62 % 2 of 10 2.5 % to 55.6 % ventricles 2, fluid, share 1 yes: noise or a pattern"
+    assert row in page.text
+    assert "SYN0007 ventricles, fluid, share" in page.text
+
+
+def test_variety_stands_beside_that_of_real_persons(page: Page) -> None:
+    assert "VAE 0.93 0.88 to 0.98 0.61 0.59 to 0.63 not measured" in page.text
+
+
+def test_attacks_on_membership_are_shown_with_interval_and_persons(page: Page) -> None:
+    nearest = "by its distance to the nearest synthetic person (needs the batch only)"
+    assert f"{nearest} 0.51 0.36 to 0.65 24 8 0.15" in page.text
+    assert "by its likelihood (needs the weights) 0.91 0.36 to 0.65 24 8 not tested" in page.text
+    assert "does not lie nearer to training persons than strangers do" in page.text
+
+
+def test_card_and_datasheet_are_linked_where_they_are(quick_run: Callable[..., Path]) -> None:
+    run = quick_run(n_persons=5)
+    (run / "decision" / "MODEL_CARD.md").write_text("# card")
+    links = [link["href"] for link in Page(write_report(run).read_text()).all("a")]
+    assert [link for link in links if not link.startswith("#")] == ["decision/MODEL_CARD.md"]
+
+
+def test_copies_that_were_drawn_again_are_told_with_the_bound(
+    quick_run: Callable[..., Path],
+) -> None:
+    run = quick_run(n_persons=5)
+    path = run / "synthetic" / "batch.json"
+    search = {"drawn": 203, "replaced": 3, "upper_bound": 0.0377, "blind_to": [], "n_validation": 8}
+    write_json(path, read_json(path) | {"copies": search})
+    text = Page(write_report(run).read_text()).text
+    assert "3 of 203 were copies and were drawn again. At most 3.77" in text
+    write_json(path, read_json(path) | {"copies": {**search, "blind_to": ["flipped"]}})
+    text = Page(write_report(run).read_text()).text
+    assert "the search is blind to mirrored copies here, so this promises nothing" in text
+
+
+def test_what_readers_said_is_kept_for_later_reports(quick_run: Callable[..., Path]) -> None:
+    run = quick_run(n_persons=20)
+    table = run / "readers.csv"
+    rows = [f"SYN{i:04d}-1,Dr Jones,{60 + i},<i>smooth</i>" for i in range(10)]
+    rows += [f"P{i:04d}-1,Dr Jones,{50 + i}," for i in range(10)]
+    table.write_text(
+        "\n".join(["scan_id,reader,real_or_synthetic,remark", *rows, "P9,Dr Jones,1,"])
+    )
+    write_report(run, table)
+    table.unlink()
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert "What readers said" in page.text
+    assert "Rows that could not be used: 1 of 21" in page.text
+    assert "<i>smooth</i>" in page.text, "escaped, so it is read as it was typed"
+    assert "Jones" not in text
+    assert len(page.all("svg")) == 12
