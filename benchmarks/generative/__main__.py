@@ -25,7 +25,7 @@ from rows import COST, ROWS, SEED, Effort, cost, drawn, trained
 from studies import Study, phantom, real_t1
 from verdicts import claims, line, places, too_few
 
-from rarescan.errors import RarescanError
+from rarescan.errors import ChangedRecipeError, RarescanError
 from rarescan.evaluation.evaluate import SCORES, write_scores
 from rarescan.evaluation.spec import EvaluateConfig
 from rarescan.files import Recipe, read_json, require_recipe, run_step, write_json
@@ -112,6 +112,11 @@ def _table(study: Study, names: Any, effort: Effort) -> dict[str, dict[str, Any]
     for name in names:
         try:
             table[name] = _row(study, name, effort)
+        except ChangedRecipeError:
+            raise SystemExit(
+                f"{study.root} holds cells of other settings or an earlier version: name another "
+                "FOLDER."
+            ) from None
         except RarescanError as error:
             table[name] = {"not_measured": str(error)}
         print(line(name, table[name], table.get("real")), flush=True)

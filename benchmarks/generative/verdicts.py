@@ -135,6 +135,10 @@ def too_few(table: Table) -> str:
     able = sorted(name for name, found in faults.items() if not found)
     if able:
         return f"enough for {', '.join(able)}"
+    if any("not_measured" in row for row in table.values()):
+        return "not decided: " + "; ".join(
+            f"{n}: {', '.join(found)}" for n, found in faults.items()
+        )
     return "too few: " + "; ".join(f"{name}: {', '.join(found)}" for name, found in faults.items())
 
 
