@@ -30,7 +30,7 @@ WRITERS = {
     "an array of volumes": "from rarescan.cohort.store import new_array\n"
     "new_array(Path('disk/a.npy'), 'f4', (100_000,))",
     "a checkpoint": "import torch; from rarescan.generative.checkpoint import Store\n"
-    "Store(Path('disk'), 'training').save(1, {'a': torch.zeros(100_000)})",
+    "Store(folder=Path('disk'), training='t').save(1, {'a': torch.zeros(100_000)})",
     "features": "import numpy as np\n"
     "from rarescan.evaluation.features import FeatureSet, save_features\n"
     "values = np.zeros((1000, 100)); persons = tuple(f'p{k}' for k in range(1000))\n"
