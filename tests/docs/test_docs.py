@@ -16,7 +16,7 @@ def maker() -> object:
     return module
 
 
-@pytest.mark.parametrize("page", ["reference", "reasons"])
+@pytest.mark.parametrize("page", [pytest.param("reference", marks=pytest.mark.long), "reasons"])
 def test_the_generated_pages_are_what_the_code_says(page: str) -> None:
     made = getattr(maker(), page)()
     assert (ROOT / "docs" / f"{page}.md").read_text() == made, "run `make docs`"

@@ -214,6 +214,7 @@ def test_the_decision_reads_what_was_written(work, scores):
     assert len(decision.scores["diffusion"]) == 17
 
 
+@pytest.mark.long
 def test_the_same_again_in_pieces_and_several_processes_gives_the_same_bytes(
     stage, work, tmp_path, monkeypatch
 ):

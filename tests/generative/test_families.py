@@ -27,8 +27,10 @@ ASKED = [
     Condition(diagnosis=d, age_years=60.0 + i, sex="F" if i % 2 else "M", site="S1")
     for i, d in enumerate(["bvFTD", "control", "control", "bvFTD", "control", "bvFTD"])
 ]
+LONG = {"kl": [pytest.mark.long]}
 EVERY = pytest.mark.parametrize(
-    ("family", "codec"), [(f, c) for f in FAMILIES for c in ("pca", "haar", "kl")]
+    ("family", "codec"),
+    [pytest.param(f, c, marks=LONG.get(c, [])) for f in FAMILIES for c in ("pca", "haar", "kl")],
 )
 
 
@@ -94,7 +96,8 @@ def test_the_same_seed_trains_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    ("family", "codec"), [("diffusion", "kl"), ("gan", "pca"), ("vae", "haar")]
+    ("family", "codec"),
+    [pytest.param("diffusion", "kl", marks=LONG["kl"]), ("gan", "pca"), ("vae", "haar")],
 )
 def test_a_terminated_training_goes_on_to_the_same_bytes(
     family: str, codec: str, trained: Trained, cohort: Path, tmp_path: Path, quick: Spec,

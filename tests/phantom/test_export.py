@@ -325,7 +325,7 @@ def test_a_killed_export_goes_on_and_ends_the_same(
     assert _tree(tmp_path / "out") == _tree(tiny)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bytes_do_not_depend_on_the_number_of_workers(tiny: Path, tmp_path: Path) -> None:
     write_export(tmp_path / "out", TINY, workers=2)
     assert _tree(tmp_path / "out") == _tree(tiny)

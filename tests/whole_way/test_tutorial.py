@@ -64,6 +64,7 @@ def test_the_sidecar_of_a_synthetic_scan_says_what_it_is(play: Path) -> None:
     assert "models:/rarescan-generator/1" in text
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_batch_byte_for_byte_with_another_number_of_workers(
     play: Path, command: Command
 ) -> None:
@@ -172,6 +173,7 @@ def test_the_arms_and_the_gain_are_said_with_intervals(play: Path) -> None:
     assert gain["verdict"] in ("use", "do_not_use", "undecided")
 
 
+@pytest.mark.long
 def test_no_token_of_the_tutorials_persons_is_in_its_results_logs_and_stores(
     play: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
