@@ -224,7 +224,7 @@ def _verdict(case: _Case, family: Family) -> tuple[Verdict, str]:
         return "take", why + "they are never released."
     measured = _measured(family)
     if n < _ENOUGH_TO_TRY:
-        return "not yet", f"{n} patients: expected to lose to the Gaussian; at 40 + 80: {measured}"
+        return "not yet", f"{n} patients, too few by our judgement; with 40, measured: {measured}"
     if family == "diffusion":
         why = "Ships the Gaussian by itself where validation persons do not see a gain. "
         return ("take" if n >= _ENOUGH_TO_TAKE else "try"), why + measured

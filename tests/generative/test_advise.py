@@ -52,7 +52,7 @@ def test_with_8_patients_only_the_baselines_are_taken_and_the_reason_is_their_nu
         "gaussian": "take", "transfer": "take",
         "diffusion": "not yet", "vae": "not yet", "gan": "not yet",
     }  # fmt: skip
-    assert "8 patients: expected to lose" in told.families[2].why
+    assert "8 patients, too few by our judgement" in told.families[2].why
     assert any("validation persons are too few" in note for note in told.notes)
 
 
