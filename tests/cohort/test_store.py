@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarescan.cohort.contracts import Cohort, Condition, FeatureSet, Scan, brain_grid
+from rarescan.cohort.contracts import Cohort, Condition, FeatureSet, Scan, brain_grid, plane_grid
 from rarescan.cohort.store import (
     create_volumes,
     open_cohort,
     open_volumes,
     read_about,
     read_events,
+    read_metadata,
     require_same_grid,
     write_cohort,
     write_events,
+    write_metadata,
 )
 from rarescan.errors import GridMismatchError, InputError
 from rarescan.files import Recipe, run_step
@@ -114,3 +116,19 @@ def test_a_person_has_exactly_one_feature_row() -> None:
         FeatureSet(values=np.zeros((2, 3), np.float32), person_ids=("a", "a"), extractor="x")
     with pytest.raises(ValueError, match="one row each"):
         FeatureSet(values=np.zeros((2, 3), np.float32), person_ids=("a",), extractor="x")
+
+
+def test_pictures_lie_on_a_grid_of_planes_and_are_no_brain() -> None:
+    grid = plane_grid(64, 48, 3, spacing_mm=0.5)
+    assert grid.shape == (64, 48, 3)
+    assert not grid.is_brain
+    assert np.allclose(grid.matrix(), np.diag([0.5, 0.5, 0.5, 1]))
+    assert np.allclose(plane_grid(8, 8).matrix(), np.eye(4))
+    assert all(brain_grid(mm).is_brain for mm in (1, 2, 4, 8))
+
+
+def test_what_is_known_of_an_acquisition_comes_back_row_by_row(tmp_path: Path) -> None:
+    rows = [{"width": 640, "source": "S1"}, {"width": 320, "source": None}]
+    assert read_metadata(tmp_path) == []
+    write_metadata(tmp_path, rows)
+    assert read_metadata(tmp_path) == rows

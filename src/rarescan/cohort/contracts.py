@@ -41,6 +41,12 @@ class Grid:
         """Return the affine as an array, shape (4, 4)."""
         return np.array(self.affine, dtype=np.float64)
 
+    @property
+    def is_brain(self) -> bool:
+        """Tell the brain box from planes: only there do regions, template and RAS space exist."""
+        edges = tuple(n * self.spacing_mm for n in self.shape)
+        return edges == BRAIN_BOX_MM
+
 
 def brain_grid(spacing_mm: float) -> Grid:
     """Return the brain box cut into cubic voxels, of 1, 2 or 4 mm (8 mm in quick tests)."""
@@ -51,6 +57,18 @@ def brain_grid(spacing_mm: float) -> Grid:
     affine[:3, 3] = np.array(BRAIN_BOX_LOW_MM) + spacing_mm / 2
     rows = tuple(tuple(float(v) for v in row) for row in affine)
     return Grid(shape=(shape[0], shape[1], shape[2]), spacing_mm=float(spacing_mm), affine=rows)
+
+
+def plane_grid(rows: int, columns: int, planes: int = 1, spacing_mm: float = 0.0) -> Grid:
+    """Return the grid of pictures: rows down, columns to the right, planes of one person.
+
+    `spacing_mm` is the edge of a pixel, 0 where it is unknown or differs from scan to scan.
+    """
+    edge = spacing_mm or 1.0
+    rows_ras = tuple(
+        tuple(edge if i == j < 3 else float(i == j) for j in range(4)) for i in range(4)
+    )
+    return Grid(shape=(rows, columns, planes), spacing_mm=float(spacing_mm), affine=rows_ras)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +127,7 @@ class Cohort:
     """The id of its recipe."""
     root: Path
     grid: Grid | None
-    """None for 2D cohorts and for native scans that are not prepared yet."""
+    """None for native scans that are not prepared yet; pictures lie on a `plane_grid`."""
     scans: tuple[Scan, ...]
     """In the order of the memory-mapped array."""
     partition: dict[str, Part] = field(default_factory=dict)

@@ -112,6 +112,23 @@ def read_about(root: Path) -> dict[str, Any]:
     return about
 
 
+def write_metadata(root: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write what is known of each scan's acquisition, a row a scan in the order of the table.
+
+    Nothing of the image itself and nothing of the person: width, height, frames a second, source.
+    A classifier that needs no more than these has learned where a scan comes from.
+    """
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    with atomic_path(tables(root) / "metadata.parquet") as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_metadata(root: Path) -> list[dict[str, Any]]:
+    """Read what `write_metadata` wrote; an empty list where nothing was written."""
+    path = tables(root) / "metadata.parquet"
+    return pq.ParquetFile(path).read().to_pylist() if path.exists() else []
+
+
 def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     """Return a writable memory map of zeros whose room on the disk is taken already.
 
