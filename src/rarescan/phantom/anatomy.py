@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from rarescan.cohort.contracts import BRAIN_BOX_LOW_MM, BRAIN_BOX_MM, FloatArray, brain_grid
 from rarescan.cohort.template import block_average, load_lattice, regions
 from rarescan.phantom.fields import displacement, pull, random_field, voxel_centres
-from rarescan.phantom.persons import AMPLITUDES, Person, draw_site, stream
+from rarescan.phantom.persons import AMPLITUDES, Person, Site, draw_site, stream
 from rarescan.phantom.spec import PRESETS, PhantomConfig
 from rarescan.seeds import generator
 
@@ -106,15 +106,19 @@ def brain_of(config: PhantomConfig, person: Person, spacing_mm: float) -> Brain:
     )
 
 
-def brightness_of(config: PhantomConfig, person: Person) -> npt.NDArray[np.float64]:
+def brightness_of(
+    config: PhantomConfig, person: Person, site: Site | None = None
+) -> npt.NDArray[np.float64]:
     """Return the brightness of a person's grey matter, white matter and fluid at their site."""
-    site = draw_site(config, person.site)
+    site = site or draw_site(config, person.site)
     deviation = PRESETS[config.preset].contrast / 2
     own = 1 + stream(config, person.index, "contrast").normal(0, deviation, 3)
     return np.array([site.grey, site.white, site.fluid]) * own
 
 
-def prepared_volume(config: PhantomConfig, person: Person, spacing_mm: float) -> FloatArray:
+def prepared_volume(
+    config: PhantomConfig, person: Person, spacing_mm: float, *, site: Site | None = None
+) -> FloatArray:
     """Return a person's brain as preparation would deliver it.
 
     Parameters
@@ -125,14 +129,16 @@ def prepared_volume(config: PhantomConfig, person: Person, spacing_mm: float) ->
         Who, with the atrophy that they have.
     spacing_mm : float
         1, 2, 4 or 8.
+    site : Site, optional
+        Another scanner than the person's own: the same person, seen differently.
 
     Returns
     -------
     float32 array, shape of `brain_grid(spacing_mm)`
         0 to 1, 0 outside the brain.
     """
-    brain, site = brain_of(config, person, spacing_mm), draw_site(config, person.site)
-    picture = brain.seen(brightness_of(config, person))
+    brain, site = brain_of(config, person, spacing_mm), site or draw_site(config, person.site)
+    picture = brain.seen(brightness_of(config, person, site))
     both = pull(torch.stack([picture, brain.maps.extent]), _residual(config, person, brain))
     inside = both[1] > 0.5
     stripped = (both[0] * inside).numpy()
@@ -141,7 +147,7 @@ def prepared_volume(config: PhantomConfig, person: Person, spacing_mm: float) ->
     received = receive(
         torch.from_numpy(blurred * np.float32(gain)),
         stream(config, person.index, "receiver"),
-        bias=PRESETS[config.preset].bias,
+        bias=PRESETS[config.preset].bias if site.bias is None else site.bias,
         noise=site.noise * gain,
         box_mm=BRAIN_BOX_MM,
     )

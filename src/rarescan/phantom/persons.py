@@ -69,9 +69,17 @@ class Site:
     """Full width at half maximum."""
     noise: float
     """Standard deviation in each of the receiver's two channels; white matter is 0.87."""
+    bias: float | None = None
+    """Standard deviation of the logarithm of the coil's shading; the preset's without."""
 
 
-def draw_person(config: PhantomConfig, index: int, *, severity: float | None = None) -> Person:
+def draw_person(
+    config: PhantomConfig,
+    index: int,
+    *,
+    severity: float | None = None,
+    pattern: tuple[float, ...] | None = None,
+) -> Person:
     """Return what is true of one person.
 
     Parameters
@@ -83,6 +91,9 @@ def draw_person(config: PhantomConfig, index: int, *, severity: float | None = N
     severity : float, optional
         Gives the person this severity instead of their own, 0 (the control twin) to 1, and
         leaves everything else, the diagnosis on paper too, as it is.
+    pattern : tuple of float, optional
+        Weight of each of `REGIONS` in the disease instead of the preset's own, which depend on
+        the person's subtype.
     """
     preset = PRESETS[config.preset]
     rng = generator(config.seed, "phantom", index, "anatomy")
@@ -96,7 +107,7 @@ def draw_person(config: PhantomConfig, index: int, *, severity: float | None = N
     ventricles = 0.6 * decades + rng.normal(0, 0.6)
 
     patient = is_patient(config, index)
-    own, laterality, subtype, disease = _disease(config, index)
+    own, laterality, subtype, disease = _disease(config, index, pattern)
     strength = (own if patient else 0.0) if severity is None else severity * preset.worst
     return Person(
         index=index,
@@ -113,7 +124,9 @@ def draw_person(config: PhantomConfig, index: int, *, severity: float | None = N
     )
 
 
-def _disease(config: PhantomConfig, index: int) -> tuple[float, float, float, Any]:
+def _disease(
+    config: PhantomConfig, index: int, pattern: tuple[float, ...] | None
+) -> tuple[float, float, float, Any]:
     """Return severity, laterality, subtype and the regional pattern of unit severity."""
     preset = PRESETS[config.preset]
     rng = generator(config.seed, "phantom", index, "disease")
@@ -121,7 +134,8 @@ def _disease(config: PhantomConfig, index: int) -> tuple[float, float, float, An
     severity = float(np.clip(rng.normal(mean, deviation), floor, preset.worst))
     laterality = float(rng.normal(_MEAN_LATERALITY, preset.laterality))
     subtype = float(rng.uniform())
-    weights = np.array([0.7 + 0.6 * subtype, 1.1 - 0.7 * subtype, 0.9, 0.15, 0.0, 0.25])
+    own = (0.7 + 0.6 * subtype, 1.1 - 0.7 * subtype, 0.9, 0.15, 0.0, 0.25)
+    weights = np.array(own if pattern is None else pattern)
     weights = weights * (1 + rng.normal(0, 0.2, len(REGIONS)))
     sides = np.maximum(0, [1 - laterality, 1 + laterality])
     return severity, laterality, subtype, weights[:, None] * sides
