@@ -82,6 +82,7 @@ def load_maps(spacing_mm: float) -> Maps:
     )
 
 
+@lru_cache(maxsize=1)  # the same person at several scanners, one after the other
 def brain_of(config: PhantomConfig, person: Person, spacing_mm: float) -> Brain:
     """Return a person's tissues at one spacing, and their shape.
 

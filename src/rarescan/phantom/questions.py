@@ -75,7 +75,7 @@ class DrawConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seen:
+class Seen:
     """One person as one scanner sees them."""
 
     person: Person
@@ -138,17 +138,23 @@ def write_draw(folder: Path, config: DrawConfig) -> tuple[Path, Path]:
     config : DrawConfig
         Question, number, sizes.
     """
-    seed = derive(0, "utility", config.question, config.number, "persons")
+    cohort, oracle = draw_persons(config)
+    return _write(folder / "cohort", config, cohort), _write(folder / "oracle", config, oracle)
+
+
+def draw_persons(config: DrawConfig) -> tuple[list[Seen], list[Seen]]:
+    """Return who is in the cohort and who trains the oracle, before any image exists."""
     population = _Population(
-        config=PhantomConfig(preset="hard", patients=_POPULATION, controls=_POPULATION, seed=seed),
+        config=_population(config),
         pattern=draw_pattern(config),
         severity=0.0 if config.question == "none" else None,
     )
-    cohort, oracle = _PERSONS[config.question](config, population)
-    return (
-        _write(folder / "cohort", config, population.config, cohort),
-        _write(folder / "oracle", config, population.config, oracle),
-    )
+    return _PERSONS[config.question](config, population)
+
+
+def _population(config: DrawConfig) -> PhantomConfig:
+    seed = derive(0, "utility", config.question, config.number, "persons")
+    return PhantomConfig(preset="hard", patients=_POPULATION, controls=_POPULATION, seed=seed)
 
 
 def _halves(
@@ -161,22 +167,22 @@ def _halves(
     ]
 
 
-def _few(config: DrawConfig, population: _Population) -> tuple[list[_Seen], list[_Seen]]:
+def _few(config: DrawConfig, population: _Population) -> tuple[list[Seen], list[Seen]]:
     patients = population.take(max(config.oracle_patients, config.patients), patient=True)
     controls = population.take(config.controls, patient=False)
     train = _own([*patients[: config.patients], *controls], "train")
     return train + _own(_halves(population, config), "test"), _own([*patients, *controls], "train")
 
 
-def _own(persons: Sequence[Person], part: Part) -> list[_Seen]:
-    return [_Seen(person=person, site=person.site, part=part) for person in persons]
+def _own(persons: Sequence[Person], part: Part) -> list[Seen]:
+    return [Seen(person=person, site=person.site, part=part) for person in persons]
 
 
-def _at(persons: Sequence[Person], names: Sequence[str], part: Part) -> list[_Seen]:
+def _at(persons: Sequence[Person], names: Sequence[str], part: Part) -> list[Seen]:
     """Return persons spread over scanners in turn, patients and controls alike."""
     known = _TRAINING | _UNSEEN | _CONFOUNDED
     return [
-        _Seen(person=person, site=name, part=part, scanner=known[name])
+        Seen(person=person, site=name, part=part, scanner=known[name])
         for person, name in zip(persons, names, strict=True)
     ]
 
@@ -191,7 +197,7 @@ def _turns(persons: Sequence[Person], names: Sequence[str]) -> list[str]:
     return turns
 
 
-def _scanner(config: DrawConfig, population: _Population) -> tuple[list[_Seen], list[_Seen]]:
+def _scanner(config: DrawConfig, population: _Population) -> tuple[list[Seen], list[Seen]]:
     persons = [
         *population.take(config.patients, patient=True),
         *population.take(config.controls, patient=False),
@@ -201,11 +207,10 @@ def _scanner(config: DrawConfig, population: _Population) -> tuple[list[_Seen], 
     cohort += _at(test, _turns(test, list(_UNSEEN)), "test")
     same = _halves(population, config)
     cohort += _at(same, _turns(same, list(_TRAINING)), "test")
-    oracle = [s for name in _UNSEEN for s in _at(persons, [name] * len(persons), "train")]
-    return cohort, oracle
+    return cohort, _everywhere(persons, list(_UNSEEN))
 
 
-def _confounded(config: DrawConfig, population: _Population) -> tuple[list[_Seen], list[_Seen]]:
+def _confounded(config: DrawConfig, population: _Population) -> tuple[list[Seen], list[Seen]]:
     patients = population.take(config.patients, patient=True)
     controls = population.take(config.controls, patient=False)
     rare_patients = max(1, round(config.patients / 12))
@@ -214,11 +219,14 @@ def _confounded(config: DrawConfig, population: _Population) -> tuple[list[_Seen
     sites += ["A"] * rare_controls + ["B"] * (len(controls) - rare_controls)
     persons, test = [*patients, *controls], _halves(population, config)
     cohort = _at(persons, sites, "train") + _at(test, _turns(test, list(_CONFOUNDED)), "test")
-    both = [s for name in _CONFOUNDED for s in _at(persons, [name] * len(persons), "train")]
-    return cohort, both
+    return cohort, _everywhere(persons, list(_CONFOUNDED))
 
 
-def _age(config: DrawConfig, population: _Population) -> tuple[list[_Seen], list[_Seen]]:
+def _everywhere(persons: Sequence[Person], names: Sequence[str]) -> list[Seen]:
+    return [seen for person in persons for seen in _at([person] * len(names), names, "train")]
+
+
+def _age(config: DrawConfig, population: _Population) -> tuple[list[Seen], list[Seen]]:
     few_patients = max(1, round(config.patients / 12))
     few_controls = max(1, round(config.controls / 13.5))
     persons = [
@@ -245,7 +253,7 @@ def _is_old(person: Person) -> bool:
     return person.age_years >= _OLD_FROM
 
 
-_PERSONS: dict[str, Callable[[DrawConfig, _Population], tuple[list[_Seen], list[_Seen]]]] = {
+_PERSONS: dict[str, Callable[[DrawConfig, _Population], tuple[list[Seen], list[Seen]]]] = {
     "few": _few,
     "none": _few,
     "scanner": _scanner,
@@ -254,10 +262,9 @@ _PERSONS: dict[str, Callable[[DrawConfig, _Population], tuple[list[_Seen], list[
 }
 
 
-def _write(
-    folder: Path, config: DrawConfig, population: PhantomConfig, seen: Sequence[_Seen]
-) -> Path:
+def _write(folder: Path, config: DrawConfig, seen: Sequence[Seen]) -> Path:
     """Write persons as a prepared cohort; the folder's name tells cohort and oracle apart."""
+    population = _population(config)
     recipe = Recipe(
         step="utility-draw",
         schema=_SCHEMA,
@@ -283,7 +290,7 @@ def _write(
     return run_step(folder, recipe, build)
 
 
-def _scan(seen: _Seen, sha256: str) -> Scan:
+def _scan(seen: Seen, sha256: str) -> Scan:
     person = seen.person
     return Scan(
         scan_id=f"{person.person_id}_{seen.site}",
