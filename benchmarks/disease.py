@@ -54,6 +54,8 @@ PARTITION = PartitionConfig(validation=0.22, test=0.49)
 CANDIDATES = {
     "gaussian": GeneratorSpec(family="gaussian"),
     "transfer": GeneratorSpec(family="transfer"),
+    "transfer, haar": GeneratorSpec(family="transfer", codec="haar"),
+    "transfer, deformation": GeneratorSpec(family="transfer", codec="haar", space="deformation"),
     "vae": GeneratorSpec(family="vae"),
     "gan": GeneratorSpec(family="gan"),
     "diffusion": GeneratorSpec(family="diffusion"),

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from rarescan.classifiers import baseline, train
 from rarescan.classifiers.contract import Classifier, Device, choose_device, person_means
 from rarescan.classifiers.examples import Examples, balanced_pools, labelled, plain_pools
-from rarescan.classifiers.mri import MRI
-from rarescan.classifiers.spec import Arm, ClassifierConfig, RetrainConfig
+from rarescan.classifiers.modalities import modality_of
+from rarescan.classifiers.spec import Arm, ClassifierConfig, RetrainConfig, require_used
 from rarescan.cohort.contracts import Cohort, Part, Question
 from rarescan.cohort.store import open_cohort, require_same_grid
-from rarescan.errors import InputError
+from rarescan.errors import InputError, SettingError
 from rarescan.files import atomic_path, read_json, write_json
 from rarescan.processes import run_parallel
 from rarescan.seeds import derive, generator
@@ -109,6 +109,7 @@ def run_arms(  # noqa: PLR0913 - three folders, two settings and where to comput
     GridMismatchError
         Cohort and batch are on different grids.
     """
+    _require_same_steps(config)
     cohort = open_cohort(prepared)
     _require_classes(cohort, question)
     if batch is not None:
@@ -128,6 +129,15 @@ def run_arms(  # noqa: PLR0913 - three folders, two settings and where to comput
     results = run_parallel(run_unit, units, what="train classifiers", workers=workers)
     _write_predictions(work / PREDICTIONS, results)
     write_json(work / CURVES, {"persons": _counts(cohort, question), "fits": _without(results)})
+
+
+def _require_same_steps(config: RetrainConfig) -> None:
+    require_used(config.classifier, "retrain.classifier")
+    if config.classifier.patience:
+        raise SettingError(
+            "'retrain.classifier.patience' would give the arms different numbers of steps.",
+            remedy="Leave it out: every arm takes `retrain.classifier.steps`.",
+        )
 
 
 def _require_classes(cohort: Cohort, question: Question) -> None:
@@ -199,7 +209,7 @@ def _fit_network(unit: Unit, cohort: Cohort) -> tuple[Classifier, dict[str, Any]
         real if added is None else real.joined(added),
         pools,
         config,
-        modality=MRI,
+        modality=modality_of(cohort),
         device=choose_device(unit.device),
         watched=labelled(cohort, unit.question, "validation"),
     )
@@ -210,7 +220,7 @@ def _fit_network(unit: Unit, cohort: Cohort) -> tuple[Classifier, dict[str, Any]
 def _fit_linear(unit: Unit, cohort: Cohort) -> tuple[Classifier, dict[str, Any]]:
     real = labelled(cohort, unit.question, "train")
     added = added_patients(unit, real)
-    spacing_mm = cohort.grid.spacing_mm if cohort.grid else 1.0
+    spacing_mm = cohort.grid.spacing_mm if cohort.grid and cohort.grid.is_brain else None
     model = baseline.fit_linear(real if added is None else real.joined(added), spacing_mm)
     return model, {"added": len(added or ())}
 

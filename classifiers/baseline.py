@@ -25,6 +25,7 @@ SETTINGS = "linear.json"
 FWHM_MM = 12.0
 MOST_COMPONENTS = 60
 INVERSE_PENALTY = 0.3
+_PICTURE_FWHM = 1 / 32
 _SD_PER_FWHM = 1 / (2 * np.sqrt(2 * np.log(2)))
 
 
@@ -35,7 +36,8 @@ class LinearModel:
     weights: FloatArray
     """Shape (x, y, z)."""
     intercept: float
-    spacing_mm: float
+    spacing_mm: float | None
+    """Edge of a voxel; None for pictures."""
 
     @property
     def shape(self) -> Shape:
@@ -66,19 +68,20 @@ def load_linear(folder: Path) -> LinearModel:
     )
 
 
-def fit_linear(examples: Examples, spacing_mm: float) -> LinearModel:
+def fit_linear(examples: Examples, spacing_mm: float | None) -> LinearModel:
     """Fit the linear model on labelled scans.
 
-    Gaussian of 12 mm FWHM; principal components (60 at most) by full decomposition; scores over
-    the standard deviation of the first; logistic regression with C = 0.3 and balanced classes.
+    Gaussian of 12 mm FWHM (a picture's planes one by one, 1/32 of their edges); principal
+    components (60 at most) by full decomposition; scores over the standard deviation of the
+    first; logistic regression with C = 0.3 and balanced classes.
     Nothing is drawn at random.
 
     Parameters
     ----------
     examples : Examples
         Training scans; both labels must occur.
-    spacing_mm : float
-        Edge of one voxel.
+    spacing_mm : float or None
+        Edge of one voxel; None for pictures, shape (rows, columns, planes).
 
     Raises
     ------
@@ -105,7 +108,16 @@ def fit_linear(examples: Examples, spacing_mm: float) -> LinearModel:
     )
 
 
-def smooth(image: FloatArray, spacing_mm: float) -> FloatArray:
-    """Return one image after a Gaussian of 12 mm FWHM."""
-    blurred: FloatArray = gaussian_filter(image, FWHM_MM * _SD_PER_FWHM / spacing_mm, truncate=3)
+def smooth(image: FloatArray, spacing_mm: float | None) -> FloatArray:
+    """Return one image after a Gaussian of 12 mm FWHM; a picture's planes, of 1/32 of the edges."""
+    if spacing_mm is None:
+        rows, columns, _ = image.shape
+        sd: float | tuple[float, ...] = (
+            rows * _PICTURE_FWHM * _SD_PER_FWHM,
+            columns * _PICTURE_FWHM * _SD_PER_FWHM,
+            0.0,
+        )
+    else:
+        sd = FWHM_MM * _SD_PER_FWHM / spacing_mm
+    blurred: FloatArray = gaussian_filter(image, sd, truncate=3)
     return blurred

@@ -12,9 +12,9 @@ import numpy as np
 
 from rarescan.classifiers.contract import Device, choose_device
 from rarescan.classifiers.examples import balanced_pools, labelled
-from rarescan.classifiers.mri import MRI
+from rarescan.classifiers.modalities import modality_of
 from rarescan.classifiers.network import WEIGHTS, TrainedNetwork, load_network
-from rarescan.classifiers.spec import ClassifierConfig
+from rarescan.classifiers.spec import ClassifierConfig, require_used
 from rarescan.classifiers.train import as_rows, fit
 from rarescan.cohort.contracts import FloatArray, Question
 from rarescan.cohort.store import open_cohort
@@ -89,13 +89,14 @@ def train_network(
     InputError
         Training persons have only one of the two diagnoses.
     """
+    require_used(config)
     cohort = open_cohort(prepared)
     examples = labelled(cohort, question, "train")
     trained, looks = fit(
         examples,
         balanced_pools(examples, config.batch_size),
         config,
-        modality=MRI,
+        modality=modality_of(cohort),
         device=choose_device(device),
         watched=labelled(cohort, question, "validation"),
     )

@@ -6,12 +6,13 @@ so two arms that share a pool see the same scans at the same steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
+from rarescan.classifiers.contract import BINARY, Labels
 from rarescan.cohort.contracts import Cohort, FloatArray, Part, Question
 from rarescan.cohort.store import open_volumes
 from rarescan.seeds import generator
@@ -26,8 +27,10 @@ class Examples:
     rows: tuple[tuple[int, int], ...]
     """(source, row) of each scan."""
     labels: tuple[int, ...]
-    """1 positive, 0 negative."""
+    """Place of the class in the labels: 1 positive, 0 negative where there are two."""
     person_ids: tuple[str, ...]
+    classes: Labels = BINARY
+    """What the labels tell apart."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,8 +55,8 @@ class Examples:
 
     def take(self, positions: Sequence[int], *, label: int | None = None) -> "Examples":
         """Return some of the scans, with another label where it is given."""
-        return Examples(
-            sources=self.sources,
+        return replace(
+            self,
             rows=tuple(self.rows[p] for p in positions),
             labels=tuple(self.labels[p] if label is None else label for p in positions),
             person_ids=tuple(self.person_ids[p] for p in positions),
@@ -62,7 +65,8 @@ class Examples:
     def joined(self, others: "Examples") -> "Examples":
         """Return these scans followed by others."""
         n = len(self.sources)
-        return Examples(
+        return replace(
+            self,
             sources=self.sources + others.sources,
             rows=self.rows + tuple((source + n, row) for source, row in others.rows),
             labels=self.labels + others.labels,
@@ -116,6 +120,17 @@ def draw(pools: Sequence[Pool], seed: int, step: int) -> list[int]:
 def plain_pools(examples: Examples, batch_size: int) -> tuple[Pool, ...]:
     """Return one pool of all persons: the classes as often as they are."""
     return (Pool(name="all", persons=examples.persons(), stride=batch_size, take=batch_size),)
+
+
+def class_pools(examples: Examples, batch_size: int, n_classes: int) -> tuple[Pool, ...]:
+    """Return one pool a class that occurs, all with the same share of a batch."""
+    present = [c for c in range(n_classes) if examples.persons(c)]
+    sizes = [batch_size // len(present) + (i < batch_size % len(present)) for i in range(n_classes)]
+    return tuple(
+        Pool(name=f"class {c}", persons=examples.persons(c), stride=size, take=size)
+        for c, size in zip(present, sizes, strict=False)
+        if size
+    )
 
 
 def balanced_pools(

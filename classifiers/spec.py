@@ -1,15 +1,28 @@
-"""The room's settings: how a classifier is trained, and which arms are compared.
+"""The room's settings: how a classifier is trained and tested, and which arms are compared.
 
-Light: nothing numeric is imported here.
+Light: nothing numeric is imported here. `require_used` refuses a key that would do nothing: a
+person who sets it believes that it does something.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types as at
 
+from rarescan.errors import SettingError
 from rarescan.settings import STRICT
 
+Backbone = Literal[
+    "small",
+    "resnet10",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "densenet121",
+    "efficientnet-b0",
+    "efficientnet-b4",
+]
 Arm = Literal["real", "oversampled", "classical", "classical_synthetic", "placebo"]
 
 
@@ -19,6 +32,14 @@ class ClassifierConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
+    network: Backbone = "small"
+    """`small`: strided convolutions as `channels` says. The others are MONAI's, with one input
+    channel a plane."""
+    weights: str = ""
+    """Trained weights of a network of MONAI to start from: safetensors or a state dict. ResNets
+    take torchvision's names."""
+    weights_sha256: str = ""
+    """SHA-256 of that file."""
     channels: Annotated[tuple[int, ...], at.MinLen(1)] = (8, 16, 32)
     """Channels after each halving of the image; the last is repeated until 4 voxels are left."""
     steps: Annotated[int, at.Ge(10)] = 200
@@ -33,6 +54,15 @@ class ClassifierConfig:
     """Before the last layer."""
     augmentation: Annotated[float, at.Ge(0), at.Le(3)] = 1.0
     """Strength of the classical augmentation where an arm uses it; 1 is the measured recipe."""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """Train on pairs of scans: blended (Zhang 2018), or with a box from the other (Yun 2019)."""
+    mix_alpha: Annotated[float, at.Gt(0), at.Le(10)] = 0.2
+    """Beta(alpha, alpha) is the distribution of a pair's shares; CutMix is used to 1."""
+    mixed_precision: bool = False
+    """Compute the training steps in bfloat16 where that is safe (autocast)."""
+    patience: Annotated[int, at.Ge(0)] = 0
+    """Looks (20 in all) without a better loss of the validation persons before training stops;
+    the best weights are kept. 0: all steps, last weights. Arms take all steps."""
     seed: int = 0
     """First weights, order, augmentation, dropout."""
 
@@ -59,3 +89,133 @@ class RetrainConfig:
     """Synthetic patients, as a multiple of what fills the rare class up to the controls (one for
     each real patient at least)."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """How a classifier is tested on persons whom it has not seen, and what is made of it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    modality: str = ""
+    """mri, mri2d, ultrasound, echo_views, mammography or pictures; a module of your own with
+    `MODALITY` (`mypackage.mymodule`); empty: by the cohort's scans."""
+    classes: tuple[str, ...] = ()
+    """The labels to tell apart, in order; empty: the modality's own, or all that occur."""
+    scheme: Literal["classes", "ordinal"] = "classes"
+    """`ordinal`: the classes are grades in order, and so is the network's last layer."""
+    flags: tuple[str, ...] = ()
+    """Only scans with all of these flags (`probe_convex`); empty: all scans."""
+    folds: Annotated[int, at.Ge(2), at.Le(50)] = 5
+    """Every person is tested once a repeat, by a network trained on the other folds."""
+    repeats: Annotated[int, at.Ge(1), at.Le(50)] = 5
+    """Seeds of the split into folds."""
+    group: Literal["person", "source"] = "person"
+    """Who must not stand on both sides: a person, or a whole hospital."""
+    leaky: bool = False
+    """Split by scan, so that a person stands on both sides. Only to show how much that flatters:
+    it is printed beside every figure."""
+    validation: Annotated[float, at.Gt(0), at.Lt(0.5)] = 0.2
+    """Share of a fold's training persons who stop training and calibrate."""
+    fewest_persons: Annotated[int, at.Ge(2)] = 5
+    """With fewer persons of a class the answer is `insufficient` instead of a figure."""
+    views: Annotated[int, at.Ge(0), at.Le(64)] = 0
+    """Augmented views of a scan whose probabilities are averaged with the scan's own."""
+    uncertainty: Literal["none", "repeats", "dropout", "views"] = "repeats"
+    """Spread of the chosen class's probability: over the repeats' networks, over passes with
+    dropout, or over the augmented views."""
+    passes: Annotated[int, at.Ge(2), at.Le(200)] = 10
+    """Passes with dropout."""
+    abstain_above: Annotated[float, at.Gt(0), at.Le(0.5)] = 0.5
+    """A scan with a larger uncertainty gets no answer; 0.5 is never reached."""
+    network: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+
+Format = Literal["fp16", "bf16", "int8_static", "int8_dynamic", "magnitude", "two_of_four"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig:
+    """Which smaller forms of a classifier are tried, and what they may lose."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    formats: Annotated[tuple[Format, ...], at.MinLen(1)] = (
+        "fp16",
+        "bf16",
+        "int8_dynamic",
+        "int8_static",
+        "magnitude",
+        "two_of_four",
+    )
+    """Beside 32-bit ONNX: half precision; int8 with ranges from validation persons or anew for
+    each image; `magnitude` and `two_of_four` set weights to zero and train on. `bf16` is timed in
+    torch, where the CPU computes in it."""
+    most_loss: Annotated[float, at.Ge(0), at.Le(0.2)] = 0.01
+    """Balanced accuracy on validation persons that a smaller form may lose."""
+    least_agreement: Annotated[float, at.Ge(0.5), at.Le(1)] = 0.98
+    """Share of the validation persons' scans that must keep their label."""
+    calibration_scans: Annotated[int, at.Ge(8), at.Le(4096)] = 128
+    """Scans of validation persons that set the ranges of static int8."""
+    pruned_share: Annotated[float, at.Gt(0), at.Lt(1)] = 0.5
+    """Of each layer's weights, set to zero by `magnitude`."""
+    retrain_steps: Annotated[int, at.Ge(10)] = 200
+    """Steps of training after weights were set to zero, at a tenth of the learning rate."""
+    repeats: Annotated[int, at.Ge(5), at.Le(1000)] = 40
+    """Timed calls of each form with one scan."""
+    seed: int = 0
+    """Which scans calibrate; the bootstrap of persons."""
+
+
+def require_used(config: ClassifierConfig, where: str = "classifier") -> None:
+    """Raise `SettingError` where a key was changed that does nothing beside the others."""
+    own = config.network == "small"
+    idle = {
+        "channels": not own,
+        "weights": own,
+        "weights_sha256": not config.weights,
+        "mix_alpha": config.mix == "none",
+    }
+    _refuse_idle(config, idle, where)
+    if config.weights and not config.weights_sha256:
+        raise SettingError(
+            f"'{where}.weights' has no SHA-256.",
+            remedy=f"Set {where}.weights_sha256 to what `sha256sum` prints of the file.",
+        )
+
+
+def require_used_keys(config: ClassifyConfig) -> None:
+    """Raise `SettingError` where a key of `classify` was changed that does nothing."""
+    idle = {
+        "passes": config.uncertainty != "dropout",
+        "abstain_above": config.uncertainty == "none",
+        "group": config.leaky,
+    }
+    _refuse_idle(config, idle, "classify")
+    contradictions = {
+        "classify.uncertainty: views": config.uncertainty == "views" and config.views < 2,
+        "classify.uncertainty: dropout": config.uncertainty == "dropout"
+        and not config.network.dropout,
+        "classify.views": config.views > 0 and not config.network.augmentation,
+        "classify.scheme: ordinal": config.scheme == "ordinal" and len(config.classes) < 3,
+    }
+    missing = {
+        "classify.uncertainty: views": "Set classify.views to 2 or more.",
+        "classify.uncertainty: dropout": "Set classify.network.dropout above 0.",
+        "classify.views": "Set classify.network.augmentation above 0.",
+        "classify.scheme: ordinal": "Name three grades or more in classify.classes.",
+    }
+    for key, faulty in contradictions.items():
+        if faulty:
+            raise SettingError(f"'{key}' would have no effect.", remedy=missing[key])
+    require_used(config.network, "classify.network")
+
+
+def _refuse_idle(config: Any, idle: Mapping[str, bool], where: str) -> None:
+    defaults = {f.name: f.default for f in fields(config)}
+    for key, unused in idle.items():
+        if unused and getattr(config, key) != defaults[key]:
+            raise SettingError(
+                f"'{where}.{key}' has no effect with the other settings.",
+                remedy="Leave it out, or set what it belongs to (`rarescan config show` tells).",
+            )

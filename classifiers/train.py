@@ -2,8 +2,9 @@
 
 `fit` is the way in. The same number of steps whatever the examples; order, augmentation and
 dropout of a step are drawn from the seed and the step's number, so two fits that differ in one
-thing differ in nothing else. The last weights are kept: nothing is selected, and what is
-watched on the way (validation persons) never touches the weights.
+thing differ in nothing else. Without `patience` the last weights are kept: nothing is selected,
+and what is watched on the way (validation persons) never touches the weights. With it they
+choose among the looks. No test person ever comes here.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics.functional.classification import binary_auroc
 
-from rarescan.classifiers.contract import Modality, person_means
+from rarescan.classifiers.contract import Modality, group_means, person_means
 from rarescan.classifiers.examples import Examples, Pool, draw
+from rarescan.classifiers.losses import loss_of, mixed, targets_of
 from rarescan.classifiers.network import TrainedNetwork, placed
 from rarescan.classifiers.spec import ClassifierConfig
 from rarescan.errors import InputError
@@ -27,6 +29,8 @@ from rarescan.threads import one_thread
 
 _LOOKS = 8
 """How often training is measured on its way."""
+_LOOKS_TO_STOP = 20
+"""How often where the watched persons choose when to stop."""
 _WARM_UP = 0.2
 
 
@@ -39,7 +43,7 @@ class Look:
     """Mean since the last look, as augmented and drawn."""
     watched_loss: float | None = None
     watched_auc: float | None = None
-    """Over persons, not scans."""
+    """Over persons, not scans; of two classes."""
 
 
 def fit(
@@ -56,7 +60,7 @@ def fit(
     Parameters
     ----------
     examples : Examples
-        Labelled scans; both labels must occur.
+        Labelled scans; two labels must occur.
     pools : sequence of Pool
         Which of them each batch takes, positions in `examples`.
     config : ClassifierConfig
@@ -66,7 +70,8 @@ def fit(
     device : torch.device
         On the CPU one seed gives one network, bit for bit.
     watched : Examples, optional
-        Scans to measure on, which never touch the weights.
+        Scans to measure on. With `config.patience` they say when to stop and which look's weights
+        are kept; without it they never touch the weights.
 
     Raises
     ------
@@ -74,9 +79,10 @@ def fit(
         Only one label occurs.
     """
     _require_both(examples)
-    every = max(config.steps // _LOOKS, 1)
+    every = max(config.steps // (_LOOKS_TO_STOP if config.patience else _LOOKS), 1)
     losses: list[float] = []
     looks: list[Look] = []
+    best = _Best(config.patience)
     with (
         one_thread(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
@@ -90,8 +96,34 @@ def fit(
             if (step + 1) % every == 0 or step + 1 == config.steps:
                 looks.append(_look(step + 1, losses, trained, watched))
                 losses = []
+                if best.is_enough(looks, trained):
+                    break
             progress.advance(note=f"loss {losses[-1] if losses else looks[-1].train_loss:.3f}")
+    best.put_back(trained)
     return trained, looks
+
+
+class _Best:
+    """The weights of the look at which the watched persons' loss was lowest."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience, self._state = patience, dict[str, torch.Tensor]()
+        self._place, self._loss = -1, float("inf")
+
+    def is_enough(self, looks: Sequence[Look], trained: TrainedNetwork) -> bool:
+        """Return whether training should stop after the last look."""
+        loss = looks[-1].watched_loss
+        if not self._patience or loss is None:
+            return False
+        if loss < self._loss:
+            self._place, self._loss = len(looks), loss
+            self._state = {k: v.clone() for k, v in trained.network.state_dict().items()}
+        return len(looks) - self._place >= self._patience
+
+    def put_back(self, trained: TrainedNetwork) -> None:
+        """Give the network the best weights, where any were kept."""
+        if self._state:
+            trained.network.load_state_dict(self._state)
 
 
 def _require_both(examples: Examples) -> None:
@@ -109,11 +141,12 @@ def _untrained(
 ) -> TrainedNetwork:
     torch.manual_seed(derive(config.seed, "weights"))
     return TrainedNetwork(
-        network=placed(modality.build(examples.shape, config), device),
+        network=placed(modality.build(examples.shape, config, examples.classes), device),
         modality=modality,
         config=config,
         shape=examples.shape,
         device=device,
+        labels=examples.classes,
     )
 
 
@@ -142,11 +175,14 @@ def _step(
     config, modality = trained.config, trained.modality
     random = torch.Generator("cpu").manual_seed(derive(config.seed, step, "augment"))
     images = torch.from_numpy(examples.read(positions)).to(trained.device)
-    labels = torch.tensor([float(examples.labels[p]) for p in positions], device=trained.device)
-    images = modality.prepare(modality.augment(images, config.augmentation, random))
+    targets = targets_of([examples.labels[p] for p in positions], trained.labels, trained.device)
+    images = modality.augment(images, config.augmentation, random)
+    images, targets = mixed(modality.prepare(images), targets, config, step)
     torch.manual_seed(derive(config.seed, step, "dropout"))
     trained.network.train()
-    loss = functional.binary_cross_entropy_with_logits(trained.network(images), labels)
+    with torch.autocast(trained.device.type, torch.bfloat16, enabled=config.mixed_precision):
+        logits = trained.network(images)
+    loss = loss_of(logits.float(), targets)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -159,9 +195,12 @@ def _look(
     look = Look(step=step, train_loss=float(np.mean(losses)))
     if watched is None or len(set(watched.labels)) < 2:
         return look
-    scores = person_means(watched.person_ids, trained.score(watched.read()))
-    labels = dict(zip(watched.person_ids, watched.labels, strict=True))
-    truth = torch.tensor([labels[person] for person in scores])
+    if not trained.labels.binary:
+        return replace(look, watched_loss=_loss_of_persons(trained, watched))
+    # Who shows two classes (one ill and one healthy breast) is a person of each.
+    keys = list(zip(watched.person_ids, watched.labels, strict=True))
+    scores = person_means(keys, trained.score(watched.read()))
+    truth = torch.tensor([label for _, label in scores])
     score = torch.tensor(list(scores.values()))
     return replace(
         look,
@@ -170,6 +209,14 @@ def _look(
         ).item(),
         watched_auc=binary_auroc(score, truth).item(),
     )
+
+
+def _loss_of_persons(trained: TrainedNetwork, watched: Examples) -> float:
+    """Return the mean log-loss of persons; who shows two classes is a person of each."""
+    keys = list(zip(watched.person_ids, watched.labels, strict=True))
+    groups, means = group_means(keys, trained.probabilities(watched.read()))
+    chosen = [row[key[1]] for key, row in zip(groups, means, strict=True)]
+    return float(-np.log(np.clip(chosen, 1e-6, 1)).mean())
 
 
 def as_rows(looks: Sequence[Look]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import annotated_types as at
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from rarescan.classifiers.spec import RetrainConfig
+from rarescan.classifiers.spec import ClassifyConfig, CompressConfig, RetrainConfig
 from rarescan.cohort.contracts import Question
 from rarescan.cohort.partition import PartitionConfig
 from rarescan.errors import SettingError, nearest
@@ -26,6 +26,8 @@ from rarescan.generative.spec import GenerateConfig, GeneratorSpec
 from rarescan.imaging.spec import (
     AdoptConfig,
     IngestConfig,
+    PicturesConfig,
+    PlanesConfig,
     PrepareConfig,
 )
 from rarescan.pacs.spec import PullConfig, PushConfig
@@ -40,9 +42,10 @@ class SourceConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    kind: Literal["phantom", "pacs", "dicom", "bids", "table"] = "phantom"
+    kind: Literal["phantom", "pacs", "dicom", "bids", "table", "pictures"] = "phantom"
     """`phantom` makes its own export; `pacs` fetches one first, as `pull` says; `dicom` is a folder
-    or archive from a PACS; `bids` a BIDS dataset; `table` a folder of NIfTI files with a CSV."""
+    or archive from a PACS; `bids` a BIDS dataset; `table` a folder of NIfTI files with a CSV;
+    `pictures` a folder of pictures and clips, as `pictures` says."""
     path: str = ""
     """The folder or archive; not needed for `phantom` and `pacs`."""
 
@@ -69,7 +72,9 @@ class RunConfig:
     pull: PullConfig = field(default_factory=PullConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     adopt: AdoptConfig = field(default_factory=AdoptConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    planes: PlanesConfig = field(default_factory=PlanesConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     train: dict[str, GeneratorSpec] = field(
         default_factory=lambda: {
@@ -82,6 +87,8 @@ class RunConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

@@ -18,6 +18,7 @@ VERBS = (
     *("run", "phantom", "ingest", "prepare", "train", "evaluate", "select", "generate"),
     *("retrain", "report", "pull", "review", "dicom", "push", "trace", "erase", "deploy"),
     *("import-weights", "export-bundle", "compare", "monitor"),
+    *("classify", "classify-grid", "compress", "echo"),
     *("config", "key"),
 )
 

@@ -9,6 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from rarescan.cohort.contracts import FloatArray
+from rarescan.cohort.planes import smoothing, spatial_axes
+from rarescan.evaluation.copies import mirrored
 from rarescan.seeds import generator
 
 KINDS = ("exact", "smoothed", "flipped", "shifted", "intensity", "deformed", "combined")
@@ -37,17 +39,17 @@ def plant(volumes: FloatArray, *, shift_voxels: int, seed: int) -> dict[str, Flo
         draw = generator(seed, "canary", index)
         kinds["exact"].append(volume)
         kinds["smoothed"].append(_smoothed(volume, draw))
-        kinds["flipped"].append(volume[::-1])
+        kinds["flipped"].append(mirrored(volume))
         kinds["shifted"].append(np.roll(volume, shift, axis=(0, 1, 2)))
         kinds["intensity"].append(_reintensified(volume, draw))
         kinds["deformed"].append(_deformed(volume, draw))
-        kinds["combined"].append(_deformed(_reintensified(volume[::-1], draw), draw))
+        kinds["combined"].append(_deformed(_reintensified(mirrored(volume), draw), draw))
     return {kind: np.stack(copies).astype(np.float32) for kind, copies in kinds.items()}
 
 
 def _smoothed(volume: FloatArray, draw: np.random.Generator) -> FloatArray:
     noise = _NOISE * draw.standard_normal(volume.shape)
-    smooth = (ndimage.gaussian_filter(volume, 0.6) + noise) * (volume > 0)
+    smooth = (ndimage.gaussian_filter(volume, smoothing(0.6, volume.shape)) + noise) * (volume > 0)
     clipped: FloatArray = np.clip(smooth, 0, 1).astype(np.float32)
     return clipped
 
@@ -60,7 +62,7 @@ def _reintensified(volume: FloatArray, draw: np.random.Generator) -> FloatArray:
 
 def _deformed(volume: FloatArray, draw: np.random.Generator) -> FloatArray:
     places = np.indices(volume.shape, dtype=np.float64)
-    for axis in range(3):
+    for axis in spatial_axes(volume.shape):
         places[axis] += _DEFORMATION_VOXELS * _smooth_field(volume.shape, draw)
     moved: FloatArray = ndimage.map_coordinates(volume, places, order=1)
     return moved

@@ -87,7 +87,8 @@ def model_card(
         use=_USE[decision["permitted_use"]],
         phantom=any(scan.origin == "phantom" for scan in cohort.scans),
         privacy=privacy_sentence(candidate.get("privacy")),
-        grid=cohort.grid,
+        kind=_kind(cohort.grid, cohort.scans),
+        shown=_shown(cohort.grid, cohort.scans),
         cohort_id=cohort.cohort_id,
         licences=", ".join(sorted({s.licence for s in cohort.scans} - {""})) or "not stated",
         n_train=parts["train"],
@@ -134,9 +135,28 @@ def datasheet(batch: Mapping[str, Any], scans: Sequence[Scan], grid: Grid) -> st
         use=_USE[use],
         distribution=_DISTRIBUTION[use],
         diagnoses=rows,
-        grid=grid,
+        shown=_shown(grid, scans),
         filtered=_filtered(batch.get("copies")),
     )
+
+
+def _kind(grid: Grid | None, scans: Sequence[Scan]) -> str:
+    """Return what the scans are, in the plural."""
+    if grid is None or grid.is_brain:
+        return "skull-stripped T1-weighted brains"
+    return f"pictures ({', '.join(sorted({scan.modality for scan in scans}))})"
+
+
+def _shown(grid: Grid | None, scans: Sequence[Scan]) -> str:
+    """Return what one scan is."""
+    if grid is None:
+        return "native scans"
+    size = " x ".join(map(str, grid.shape))
+    if grid.is_brain:
+        return f"a skull-stripped T1-weighted brain, {size} voxels of {grid.spacing_mm} mm"
+    size = " x ".join(map(str, grid.shape[:2]))
+    planes = "a plane" if grid.shape[2] == 1 else f"{grid.shape[2]} planes"
+    return f"{planes} of {size} pixels, {_kind(grid, scans)}"
 
 
 def privacy_sentence(privacy: Mapping[str, Any] | None) -> str:

@@ -159,7 +159,14 @@ def curve_plot(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], na
         return _svg(figure, name)
 
 
-def roc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> str:
+_ROC_AXES = ("1 - specificity (controls called patients)", "sensitivity (patients found)")
+
+
+def roc_plot(
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    name: str,
+    labels: tuple[str, str] = _ROC_AXES,
+) -> str:
     """Return ROC curves (label -> `fpr`, `tpr`, each 0 to 1) in one square plot as SVG."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 4.2), layout="constrained")
@@ -169,9 +176,37 @@ def roc_plot(curves: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> 
             line = {"color": colour, "linestyle": dashes, "label": label}
             axes.step(curve["fpr"], curve["tpr"], where="post", **line)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axes.set_xlabel("1 - specificity (controls called patients)")
-        axes.set_ylabel("sensitivity (patients found)")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         axes.legend(loc="lower right", fontsize=7.5)
+        return _svg(figure, name)
+
+
+def reliability_plot(series: Mapping[str, Sequence[Mapping[str, float]]], name: str) -> str:
+    """Return how often a classifier is right at each confidence as SVG.
+
+    Parameters
+    ----------
+    series : mapping
+        Label -> filled bins, each `confidence`, `right` and `share` of all units (0 to 1), which
+        is the area of its sign.
+    name : str
+        Unique on the page.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
+        for (label, bins), (colour, sign) in zip(series.items(), _SIGNS[1:], strict=False):
+            at, right, share = (
+                [one[key] for one in bins] for key in ("confidence", "right", "share")
+            )
+            axes.plot(at, right, color=colour, linewidth=0.8)
+            look: dict[str, Any] = {"marker": sign, "color": colour, "label": label}
+            axes.scatter(at, right, [20 + 200 * s for s in share], alpha=0.8, **look)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlabel="confidence (largest probability)", ylabel="share that was right")
+        axes.legend(loc="upper left", fontsize=7.5)
         return _svg(figure, name)
 
 
@@ -263,12 +298,15 @@ def map_plot(panels: Mapping[str, Mapping[str, Array]], name: str, labels: tuple
         return _svg(figure, name)
 
 
-def spectrum_plot(cycles_per_mm: Array, groups: Mapping[str, Array], name: str) -> str:
+def spectrum_plot(
+    cycles: Array, groups: Mapping[str, Array], name: str, unit: str = "millimetre"
+) -> str:
     """Return mean power against spatial frequency, with 95 % bands, as SVG.
 
     Parameters
     ----------
-    cycles_per_mm : float array, shape (bands,)
+    cycles : float array, shape (bands,)
+        In each millimetre, or in each of another unit.
     groups : mapping
         Label -> power in decibel, shape (volumes, bands).
     """
@@ -279,9 +317,9 @@ def spectrum_plot(cycles_per_mm: Array, groups: Mapping[str, Array], name: str) 
             mean, n = power.mean(axis=0), len(power)
             half = 1.96 * power.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else 0 * mean
             band: dict[str, Any] = {"color": colour, "alpha": 0.25, "linewidth": 0}
-            axes.fill_between(cycles_per_mm, mean - half, mean + half, **band)
-            axes.plot(cycles_per_mm, mean, color=colour, linestyle=dashes, label=label)
-        axes.set(xlabel="cycles a millimetre (right: finer detail)", ylabel="power, dB")
+            axes.fill_between(cycles, mean - half, mean + half, **band)
+            axes.plot(cycles, mean, color=colour, linestyle=dashes, label=label)
+        axes.set(xlabel=f"cycles a {unit} (right: finer detail)", ylabel="power, dB")
         axes.legend(loc="upper right", fontsize=7.5)
         return _svg(figure, name)
 

@@ -24,7 +24,8 @@ _BEFORE_MODELS = ("phantom", "cohort", "prepared")
 _AFTER_MODELS = ("network", "evaluation", "decision", "synthetic", "classifiers")
 _MEASURES = ("mmd", "kid", "fid", "is", "fid_jackknife", "precision", "recall", "density")
 _PARTS_OF_SCORES = (
-    *("condition_fidelity", "by_diagnosis", "diversity", "spread", "plausibility", "regions"),
+    *("condition_fidelity", "by_diagnosis", "diversity", "spread", "high_frequency"),
+    *("plausibility", "regions"),
 )
 _PRIVACY = (
     *("flagged", "n", "outcome", "threshold", "upper_bound", "canary_power", "above_strangers"),
@@ -150,6 +151,7 @@ def _cohort_part(run: Path, cohort: Cohort) -> dict[str, Any]:
         "smallest_group": notes["smallest_group"],
         "n_scans": len(cohort.scans),
         "spacing_mm": cohort.grid.spacing_mm if cohort.grid else None,
+        "is_brain": cohort.grid is None or cohort.grid.is_brain,
         "rejects": _events((e for e in events if e["action"] != "fix"), notes["reasons"]),
         "repairs": _events((e for e in events if e["action"] == "fix"), notes["reasons"]),
         "sources": {
@@ -237,7 +239,6 @@ def _candidate(scored: Mapping[str, Any], primary: str) -> dict[str, Any]:
         "regions_mmd": by_extractor.get("regions", {}).get("mmd"),
         "distances": by_extractor or None,
         **{part: scored.get(part) for part in _PARTS_OF_SCORES},
-        "hf_excess": (scored.get("high_frequency") or {}).get("hf_excess"),
         "privacy": _allowed(scored.get("privacy"), _PRIVACY),
     }
 

@@ -7,6 +7,10 @@ the rest is divided by its local strength, and the ways in which all training pe
 together (their mean and leading components) are projected out. Otherwise "all brains look alike"
 would count as a match. Volumes finer than 4 mm are averaged to about 4 mm first (`coarsen`).
 
+Pictures are searched in the same way, along rows and columns; their planes move together and are
+never mixed. They have no common millimetre: a pixel of the search, of which the longer edge has
+about 64, counts as 4 mm, and a mirror turns columns round.
+
 Nothing is registered: of copies that are turned by up to 3 degrees a tenth is missed, of those
 turned by up to 6 most, and those of inverted contrast are not found at all (`benchmarks/copies.py`
 counts them).
@@ -21,6 +25,7 @@ import numpy.typing as npt
 from scipy import fft
 
 from rarescan.cohort.contracts import FloatArray
+from rarescan.cohort.planes import are_planes, spatial_axes
 from rarescan.errors import InputError
 from rarescan.evaluation.measures import outline
 
@@ -28,6 +33,7 @@ Array = npt.NDArray[np.float64]
 
 _ASSAY_MM = 4.0
 _COARSE_MM = 8.0
+_PIXELS = 64
 _LOW_PASS_MM = 6.0
 _COMMON_COMPONENTS = 25
 _FINALISTS = 8
@@ -63,8 +69,8 @@ def details(volumes: FloatArray, voxel_mm: float) -> FloatArray:
 
 
 def _smooth(volumes: FloatArray, voxel_mm: float) -> FloatArray:
-    """Return volumes smoothed by a Gaussian of 6 mm SD; three small matrix products."""
-    for axis in (1, 2, 3):
+    """Return volumes smoothed by a Gaussian of 6 mm SD; small matrix products along each axis."""
+    for axis in spatial_axes(volumes.shape):
         place = np.arange(volumes.shape[axis]) * voxel_mm / _LOW_PASS_MM
         kernel = np.exp(-0.5 * (place[:, None] - place[None]) ** 2).astype(np.float32)
         volumes = np.moveaxis(np.moveaxis(volumes, axis, -1) @ kernel, -1, axis)
@@ -160,7 +166,7 @@ class Assay:
         One scan at a time, so that the last bits do not depend on what else is searched.
         """
         training = self.coarse.reshape(len(self.coarse), -1)
-        both = [(self._moved(side) @ training.T).max(axis=0) for side in (scan, scan[::-1])]
+        both = [(self._moved(side) @ training.T).max(axis=0) for side in (scan, mirrored(scan))]
         return np.maximum(*both), both[1] > both[0]
 
     def _moved(self, scan: FloatArray) -> FloatArray:
@@ -169,20 +175,21 @@ class Assay:
         Halves move all three axes at once, so that no shift is farther than one small voxel from
         one of these; with whole ones only, 2 % of shifted copies were lost here.
         """
-        factor = _coarse_factor(self.voxel_mm)
+        factor, axes = _coarse_factor(self.voxel_mm), spatial_axes(scan.shape)
         farthest, half = -(-self.shift_voxels // factor), factor // 2
         whole = list(range(-farthest, farthest + 1))
         found = []
         for start, steps in ((0, whole), (half, whole[:-1])) if half else ((0, whole),):
-            begun = np.roll(scan, (start,) * 3, axis=(0, 1, 2))
+            begun = np.roll(scan, (start,) * len(axes), axis=axes)
             small = _block_average(begun[None], factor)[0]
-            found += [np.roll(small, s, axis=(0, 1, 2)).ravel() for s in product(steps, repeat=3)]
+            moves = product(steps, repeat=len(axes))
+            found += [np.roll(small, move, axis=axes).ravel() for move in moves]
         return np.stack(found)
 
     def _match_one(self, scan: FloatArray) -> tuple[float, float, int]:
         """Return score, correlation and person of the best of the finalists."""
         similarity, flipped = self._coarse_search(scan)
-        sides = {False: scan, True: scan[::-1]}
+        sides = {False: scan, True: mirrored(scan)}
         spectra = {side: fft.rfftn(volume) for side, volume in sides.items()}
         candidates = []
         for index in self._finalists(similarity):
@@ -223,8 +230,10 @@ class Assay:
         """Return the shift of the scan, within the limit, that correlates best."""
         correlation = fft.irfftn(product_of_spectra, s=self.mask.shape)
         window = np.arange(-self.shift_voxels, self.shift_voxels + 1)
-        near = correlation[np.ix_(window, window, window)]
-        return tuple(-int(window[i]) for i in np.unravel_index(near.argmax(), near.shape))
+        windows = [window, window, np.zeros(1, int) if are_planes(correlation.shape) else window]
+        near = correlation[np.ix_(*windows)]
+        best = np.unravel_index(near.argmax(), near.shape)
+        return tuple(-int(shifts[i]) for shifts, i in zip(windows, best, strict=True))
 
 
 def _common(rows: FloatArray) -> FloatArray:
@@ -248,14 +257,24 @@ def _coarse_factor(voxel_mm: float) -> int:
     return max(1, round(_COARSE_MM / voxel_mm))
 
 
+def mirrored(volume: FloatArray) -> FloatArray:
+    """Return a volume with left and right exchanged, a picture with its columns turned round."""
+    return volume[:, ::-1] if are_planes(volume.shape) else volume[::-1]
+
+
 def coarsen(volumes: FloatArray, spacing_mm: float) -> FloatArray:
-    """Return volumes averaged to about 4 mm; unchanged where they are that coarse already."""
+    """Return volumes averaged to about 4 mm, pictures to about 64 pixels; coarser ones as they are.
+
+    `spacing_mm` does not count for pictures.
+    """
+    if are_planes(volumes.shape):
+        return _block_average(volumes, max(1, round(max(volumes.shape[1:3]) / _PIXELS)))
     return _block_average(volumes, _factor(spacing_mm))
 
 
-def coarse_voxel_mm(spacing_mm: float) -> float:
-    """Return the edge of a voxel after `coarsen`."""
-    return spacing_mm * _factor(spacing_mm)
+def coarse_voxel_mm(spacing_mm: float, *, planes: bool = False) -> float:
+    """Return the edge of a voxel after `coarsen`; what a pixel of pictures counts as."""
+    return _ASSAY_MM if planes else spacing_mm * _factor(spacing_mm)
 
 
 def _factor(spacing_mm: float) -> int:
@@ -264,8 +283,9 @@ def _factor(spacing_mm: float) -> int:
 
 def _block_average(volumes: FloatArray, factor: int) -> FloatArray:
     n, *shape = volumes.shape
-    whole = [size // factor for size in shape]
-    cut = volumes[:, : whole[0] * factor, : whole[1] * factor, : whole[2] * factor]
-    blocks = cut.reshape(n, whole[0], factor, whole[1], factor, whole[2], factor)
+    deep = 1 if are_planes(volumes.shape) else factor
+    whole = [size // step for size, step in zip(shape, (factor, factor, deep), strict=True)]
+    cut = volumes[:, : whole[0] * factor, : whole[1] * factor, : whole[2] * deep]
+    blocks = cut.reshape(n, whole[0], factor, whole[1], factor, whole[2], deep)
     averaged: FloatArray = blocks.mean(axis=(2, 4, 6), dtype=np.float32)
     return averaged

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from rarescan.cohort.contracts import FloatArray, Score
+from rarescan.cohort.planes import are_planes
 from rarescan.evaluation import metrics
 from rarescan.evaluation.intervals import Z95
 from rarescan.seeds import generator
@@ -124,6 +125,7 @@ def ms_ssim(a: FloatArray, b: FloatArray) -> float:
     Parameters
     ----------
     a, b : float32 arrays, shape (x, y, z), 0 to 1
+        Of pictures the mean over the planes.
 
     Notes
     -----
@@ -131,6 +133,13 @@ def ms_ssim(a: FloatArray, b: FloatArray) -> float:
     kernel_size=4)` computes it, with as many of its five scales as fit (the weights of the others
     are shared out). MONAI convolves with whole kernels, which takes longer than separate axes.
     """
+    if are_planes(a.shape):
+        return float(np.mean([_ms_ssim(a[..., i], b[..., i]) for i in range(a.shape[-1])]))
+    return _ms_ssim(a, b)
+
+
+def _ms_ssim(a: FloatArray, b: FloatArray) -> float:
+    """Return the similarity of two arrays with two or three axes of space."""
     n_scales = 1
     while n_scales < len(_WEIGHTS) and min(a.shape) >> n_scales >= _KERNEL:
         n_scales += 1
@@ -155,7 +164,7 @@ def _smoothed(maps: FloatArray) -> FloatArray:
     """Return maps under a Gaussian window of four voxels an edge, where it fits."""
     place = np.arange(_KERNEL) - (_KERNEL - 1) / 2
     window = np.exp(-((place / _SIGMA) ** 2) / 2)
-    for axis in (1, 2, 3):
+    for axis in range(1, maps.ndim):
         n = maps.shape[axis] - _KERNEL + 1
         band = sum(w * np.eye(n + _KERNEL - 1, n, -i) for i, w in enumerate(window / window.sum()))
         maps = np.moveaxis(np.moveaxis(maps, axis, -1) @ np.float32(band), -1, axis)
@@ -163,8 +172,8 @@ def _smoothed(maps: FloatArray) -> FloatArray:
 
 
 def _halved(volume: FloatArray) -> FloatArray:
-    """Return means of 2 x 2 x 2 voxels; what is left over at the ends is dropped."""
-    x, y, z = (n // 2 * 2 for n in volume.shape)
-    blocks = volume[:x, :y, :z].reshape(x // 2, 2, y // 2, 2, z // 2, 2)
-    halved: FloatArray = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+    """Return means of 2 voxels along every axis; what is left over at the ends is dropped."""
+    cut = volume[tuple(slice(n // 2 * 2) for n in volume.shape)]
+    blocks = cut.reshape([part for n in cut.shape for part in (n // 2, 2)])
+    halved: FloatArray = blocks.mean(axis=tuple(range(1, blocks.ndim, 2)), dtype=np.float32)
     return halved

@@ -20,10 +20,12 @@ from rarescan.evaluation.diversity import similarity_score, vendi_ratio
 from rarescan.evaluation.effects import Effects
 from rarescan.evaluation.features import FOLDER, PRIMARY, SECOND, save_features
 from rarescan.evaluation.fidelity import age_fidelity, condition_fidelity
+from rarescan.evaluation.measures import BLURS_VOXELS, MEASURES
 from rarescan.evaluation.membership import black_box, membership_gate, white_box
 from rarescan.evaluation.metrics import frozen_bandwidth
 from rarescan.evaluation.people import REAL_PARTS, Embed, People, measure
 from rarescan.evaluation.plausibility import (
+    blur_power,
     high_frequency_gate,
     plausibility_gate,
     spread_gate,
@@ -165,6 +167,7 @@ class _Evaluation:
             effects,
             fewest_persons=fewest,
             names=one.ids,
+            columns=one.names,
         )
         about_persons, more_privacy = self._about_persons(one)
         gates = (spread, blur, copies, plausible, *about_persons)
@@ -175,7 +178,7 @@ class _Evaluation:
             "gates": [asdict(gate) for gate in gates],
             "condition_fidelity": self._fidelity(one),
             "spread": spread_numbers,
-            "high_frequency": detail,
+            "high_frequency": detail | {"power_at_blur": self._blur_power(len(one.ids))},
             "privacy": privacy | more_privacy,
             "plausibility": plausibility,
             "regions": effects.table() if effects else {},
@@ -255,7 +258,23 @@ class _Evaluation:
             gate = replace(gate, outcome="insufficient", reason=reason)
         return gate, numbers | {"outcome": gate.outcome, SECOND: second_numbers}
 
+    def _blur_power(self, n_synthetic: int) -> list[dict[str, float]]:
+        """Return how often each blur would be noticed with so many synthetic persons."""
+        validation = self.people["validation"]
+        return [
+            {
+                "sd_voxels": sd,
+                "power": blur_power(
+                    validation.high_frequency, blurred, n_synthetic, seed=self.config.seed
+                ),
+            }
+            for sd, blurred in zip(BLURS_VOXELS, cast(Array, validation.blurred).T, strict=True)
+        ]
+
     def _effects(self, one: People) -> Effects | None:
+        if one.names != MEASURES:
+            return None
+
         def groups(people: Iterable[People]) -> tuple[Array, Array]:
             rows = np.concatenate([p.measures for p in people])
             labels = np.concatenate([p.diagnoses for p in people])

@@ -1,7 +1,8 @@
 """Cut volumes into slices and join them into pictures, as WebP text for a page.
 
 `planes` cuts a volume, `sheet` joins slices. Volumes are RAS; axial and coronal slices are shown
-as radiologists do, with the patient's left on the right of the picture. Brightness is never
+as radiologists do, with the patient's left on the right of the picture. Pictures that are no
+brains are shown as they are. Brightness is never
 stretched: black is 0 and white is 1 in every picture, so that two pictures can be compared.
 """
 
@@ -21,12 +22,15 @@ SLICES_MM = {"axial": 12.0, "coronal": 14.0, "sagittal": -8.0}
 """Where each plane is cut, RAS mm of the template."""
 
 _PIXELS_PER_MM = 1.2
+_PICTURE_MM = 160.0
 _GAP = 6
 _WEBP_QUALITY = 80
 
 
 def planes(volume: FloatArray, grid: Grid) -> dict[str, FloatArray]:
     """Return one axial, one coronal and one sagittal slice, turned as they are looked at.
+
+    Pictures that are no brains have their own planes, row 0 at the top.
 
     Parameters
     ----------
@@ -41,6 +45,8 @@ def planes(volume: FloatArray, grid: Grid) -> dict[str, FloatArray]:
         Plane -> array, rows from top to bottom of the picture. Axial: top is anterior; coronal:
         top is superior; in both the patient's left is on the right. Sagittal: the face looks left.
     """
+    if not grid.is_brain:
+        return {f"plane {i + 1}": volume[..., i] for i in range(grid.shape[2])}
     x, y, z = (
         _index(grid, axis, SLICES_MM[plane])
         for axis, plane in enumerate(("sagittal", "coronal", "axial"))
@@ -50,6 +56,11 @@ def planes(volume: FloatArray, grid: Grid) -> dict[str, FloatArray]:
         "coronal": volume[::-1, y, ::-1].T,
         "sagittal": volume[x, ::-1, ::-1].T,
     }
+
+
+def shown_mm(grid: Grid) -> float:
+    """Return what `sheet` takes for the edge of a pixel: pictures become as large as brains."""
+    return grid.spacing_mm if grid.is_brain else _PICTURE_MM / max(grid.shape[:2])
 
 
 def _index(grid: Grid, axis: int, position_mm: float) -> int:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy import fft
 from scipy.spatial.distance import cdist
 
 from rarescan.cohort.contracts import Cohort, FeatureSet, FloatArray, Grid
+from rarescan.cohort.planes import spatial_axes
 from rarescan.cohort.store import VOLUMES, open_cohort, tables
 from rarescan.evaluation import figures
 from rarescan.evaluation.charts import Array, map_plot, spectrum_plot
 from rarescan.evaluation.features import FOLDER, load_features
-from rarescan.evaluation.measures import apodised, outline
+from rarescan.evaluation.measures import apodised, frequencies, outline, waves
 from rarescan.files import RECIPE, read_json
 
 _PER_DIAGNOSIS = 3
@@ -194,6 +194,8 @@ def _spectra(cohort: Cohort, real: _Shelf, synthetic: _Shelf, grid: Grid) -> str
         label: np.stack([radial_power(v, window)[1] for v in cut]) for label, cut in volumes.items()
     }
     cycles, _ = radial_power(volumes["real, held out"][0], window)
+    if not grid.is_brain:
+        return spectrum_plot(cycles, logs, "spectra", "pixel")
     return spectrum_plot(cycles / grid.spacing_mm, logs, "spectra")
 
 
@@ -206,10 +208,9 @@ def radial_power(volume: FloatArray, window: FloatArray) -> tuple[Array, Array]:
         The window is 1 inside and falls to 0 at the border (`measures.apodised`).
     """
     centred = (volume - (volume * window).sum() / window.sum()) * window
-    power = np.abs(fft.rfftn(centred)) ** 2
-    axes = [np.fft.fftfreq(n) for n in volume.shape[:-1]] + [np.fft.rfftfreq(volume.shape[-1])]
-    radius = np.sqrt(sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True)))
-    n_bands = min(_MOST_BANDS, min(volume.shape) // 2)
+    power = np.abs(waves(centred)) ** 2
+    radius = np.broadcast_to(frequencies(volume.shape), power.shape)
+    n_bands = min(_MOST_BANDS, min(volume.shape[a] for a in spatial_axes(volume.shape)) // 2)
     edges = np.linspace(0.02, 0.5, n_bands + 1)
     band = np.digitize(radius, edges) - 1
     inside = (band >= 0) & (band < n_bands)
@@ -225,8 +226,8 @@ def _columns(volumes: Sequence[FloatArray], grid: Grid) -> str | None:
     if not volumes:
         return None
     cut = [figures.planes(volume, grid) for volume in volumes]
-    rows = [[one[plane] for one in cut] for plane in ("axial", "coronal", "sagittal")]
-    return figures.webp(figures.sheet(rows, grid.spacing_mm, sides=True))
+    rows = [[one[plane] for one in cut] for plane in cut[0]]
+    return figures.webp(figures.sheet(rows, figures.shown_mm(grid), sides=grid.is_brain))
 
 
 def _one_row_each(
@@ -276,4 +277,5 @@ def _pairs(
 def _strip(volumes: Sequence[FloatArray], grid: Grid, *, sides: bool = False) -> str:
     """Return a picture with three planes of each volume in one row."""
     row = [tile for volume in volumes for tile in figures.planes(volume, grid).values()]
-    return figures.webp(figures.sheet([row], grid.spacing_mm, sides=sides))
+    sides = sides and grid.is_brain
+    return figures.webp(figures.sheet([row], figures.shown_mm(grid), sides=sides))

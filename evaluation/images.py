@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from rarescan.cohort.contracts import Cohort, FloatArray, Grid, Part
+from rarescan.cohort.planes import are_planes
 from rarescan.cohort.store import VOLUMES, open_cohort, require_same_grid, tables
 from rarescan.errors import InputError
 from rarescan.evaluation.canaries import KINDS, plant
@@ -23,6 +24,7 @@ from rarescan.evaluation.copies import Assay, Matches, coarse_voxel_mm, coarsen
 from rarescan.evaluation.diversity import pair_similarity, paired
 from rarescan.evaluation.measures import (
     apodised,
+    blurred_high_frequency,
     brightness,
     describe,
     high_frequency,
@@ -190,6 +192,8 @@ class SetFacts:
     """Region measures, and the overlap with the training persons' outline and the 1-Wasserstein
     distance to their mean histogram of z-scored brightness."""
     high_frequency: Array
+    blurred: Array | None
+    """`measures.blurred_high_frequency` of the validation persons, one column a blur; else None."""
     matches: Matches | None
     """None for the training persons themselves."""
 
@@ -197,9 +201,11 @@ class SetFacts:
     def joined(cls, pieces: Sequence["SetFacts"]) -> "SetFacts":
         """Return what was measured in the pieces of one set, in order."""
         matches = [piece.matches for piece in pieces if piece.matches is not None]
+        blurred = [piece.blurred for piece in pieces if piece.blurred is not None]
         return cls(
             measures=np.concatenate([piece.measures for piece in pieces]),
             high_frequency=np.concatenate([piece.high_frequency for piece in pieces]),
+            blurred=np.concatenate(blurred) if blurred else None,
             matches=_joined(matches) if matches else None,
         )
 
@@ -219,16 +225,19 @@ def describe_set(task: SetTask) -> SetFacts | dict[str, Matches] | Array:
     if task.pairs:
         return _similarity(task)
     reference = reference_of(task.prepared, task.cohort_id, task.shift_mm)
-    measures, detail, small = [], [], []
+    measures, detail, blurred, small = [], [], [], []
     for volumes in task.images.chunks():
         dice = overlap(volumes, reference.brain)
         moved = np.abs(brightness(volumes) - reference.brightness).mean(axis=1)
         measures.append(np.column_stack([describe(volumes, reference.grid), dice, moved]))
         detail.append(high_frequency(volumes, reference.window))
+        if task.images.name == "validation":
+            blurred.append(blurred_high_frequency(volumes, reference.window))
         small.append(coarsen(volumes, reference.grid.spacing_mm))
     return SetFacts(
         measures=np.concatenate(measures),
         high_frequency=np.concatenate(detail),
+        blurred=np.concatenate(blurred) if blurred else None,
         matches=None
         if task.images.name == "train"
         else reference.assay.match(np.concatenate(small)),
@@ -275,7 +284,10 @@ def reference_of(prepared: Path, cohort_id: str, shift_mm: float) -> Reference: 
     brain = outline(volumes[list(training.rows)])
     small = np.concatenate([coarsen(chunk, spacing_mm) for chunk in training.chunks()])
     assay = Assay.of(
-        small, training.persons, voxel_mm=coarse_voxel_mm(spacing_mm), shift_mm=shift_mm
+        small,
+        training.persons,
+        voxel_mm=coarse_voxel_mm(spacing_mm, planes=are_planes(grid.shape)),
+        shift_mm=shift_mm,
     )
     bright = np.concatenate([brightness(chunk) for chunk in training.chunks()]).mean(axis=0)
     return Reference(grid, brain, apodised(brain), bright, assay)

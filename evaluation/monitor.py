@@ -59,6 +59,11 @@ def look_at(cohort: Cohort, persons: Collection[str], *, workers: int = 1) -> Lo
     """
     rows = [i for i, scan in enumerate(cohort.scans) if scan.person_id in persons]
     grid = require_grid(cohort.root)
+    if not grid.is_brain:
+        raise InputError(
+            "What is measured to see a drift are parts of a brain, and these scans are pictures.",
+            remedy="Evaluate the champion again on the grown cohort: `rarescan evaluate`.",
+        )
     if not rows:
         raise InputError(
             "The cohort has no person to look at.",

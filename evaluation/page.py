@@ -61,7 +61,8 @@ def number(value: float | None, decimals: int | None = None, *, sign: bool = Fal
     if value is None:
         return "not measured"
     places = _decimals(3, value) if decimals is None else decimals
-    text = f"{value:{'+' if sign else ''},.{places}f}"
+    rounded = round(value, places) + 0.0  # no minus zero
+    text = f"{rounded:{'+' if sign else ''},.{places}f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -36,7 +36,7 @@ from rarescan.evaluation.images import (
     require_grid,
     samples_of,
 )
-from rarescan.evaluation.measures import MEASURES
+from rarescan.evaluation.measures import measure_names
 from rarescan.evaluation.metrics import require_comparable
 from rarescan.evaluation.privacy import Calibration, calibrate
 from rarescan.evaluation.spec import EvaluateConfig, ExtractorConfig
@@ -66,9 +66,13 @@ class People:
     features: Mapping[str, FeatureSet]
     """By extractor."""
     measures: Array
-    """Columns of `measures.MEASURES`, the overlap with the training persons' outline and the
-    distance to their histogram."""
+    """Columns of `names`, the overlap with the training persons' outline and the distance to
+    their histogram."""
+    names: tuple[str, ...]
+    """What was measured: `measures.MEASURES` where there are brains."""
     high_frequency: Array
+    blurred: Array | None
+    """Of the validation persons, what `high_frequency` would be after each of some blurs."""
     similarity: Array
     """MS-SSIM of pairs, one value a pair."""
     matches: Matches | None
@@ -125,13 +129,19 @@ def measure(
             probabilities=looked[name].probabilities,
             features=features[name],
             measures=person_rows(facts[name].measures, images.persons)[0],
+            names=measure_names(require_grid(cohort)),
             high_frequency=person_rows(facts[name].high_frequency, images.persons)[0],
+            blurred=_of_persons(facts[name].blurred, images),
             similarity=similarity[name],
             matches=facts[name].matches,
         )
         for name, images in sets.items()
     }
     return people, calibration
+
+
+def _of_persons(rows: Array | None, images: ImageSet) -> Array | None:
+    return None if rows is None else person_rows(rows, images.persons)[0]
 
 
 def _image_sets(cohort: Cohort, samples: Mapping[str, Path]) -> dict[str, ImageSet]:
@@ -241,7 +251,8 @@ def _region_features(
     sets: Mapping[str, ImageSet], facts: Mapping[str, SetFacts]
 ) -> dict[str, FeatureSet]:
     """Return region vectors in units of the training persons' SD."""
-    rows = {name: facts[name].measures[:, : len(MEASURES)] for name in sets}
+    # The last two columns are comparisons with the training persons.
+    rows = {name: facts[name].measures[:, :-2] for name in sets}
     training, _ = person_rows(rows["train"], sets["train"].persons)
     centre, sd = training.mean(axis=0), training.std(axis=0)
     return {

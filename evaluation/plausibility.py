@@ -132,11 +132,25 @@ def spread_power(real: Array, n_synthetic: int, *, seed: int = 0) -> float:
         [(log.mean(axis=1), np.var(log, axis=1, ddof=1) / log.shape[1]) for log in logs],
     )
     fires = np.zeros(_RESAMPLES, bool)
-    for (mean_real, var_real), (mean, var) in by_statistic:
-        total = np.maximum(var_real + var, np.finfo(float).tiny)
-        df = total**2 / (var_real**2 / (len(q) - 1) + var**2 / (n_synthetic - 1))
-        fires |= mean - mean_real < stats.t.ppf(SPREAD_LEVEL, df) * np.sqrt(total)
+    for moments in by_statistic:
+        fires |= _smaller(moments, (len(q), n_synthetic), SPREAD_LEVEL)
     return float(fires.mean())
+
+
+def _smaller(
+    moments: Sequence[tuple[Array, Array]], sizes: tuple[int, int], level: float
+) -> npt.NDArray[np.bool_]:
+    """Return for each draw whether Welch's test finds "synthetic is smaller than real".
+
+    `moments` are the mean and its squared standard error in each draw, real persons first.
+    """
+    (mean_real, var_real), (mean, var) = moments
+    tiny = np.finfo(float).tiny
+    total = np.maximum(var_real + var, tiny)
+    spread = var_real**2 / (sizes[0] - 1) + var**2 / (sizes[1] - 1)
+    df = np.maximum(total**2 / np.maximum(spread, tiny), 1)
+    found: npt.NDArray[np.bool_] = mean - mean_real < stats.t.ppf(level, df) * np.sqrt(total)
+    return found
 
 
 def spread_gate(
@@ -222,6 +236,30 @@ def high_frequency_gate(
     return gate, {**asdict(gate), **numbers}
 
 
+def blur_power(real: Array, blurred: Array, n_synthetic: int, *, seed: int = 0) -> float:
+    """Return how often the high-frequency gate would fire at a blur, by these persons.
+
+    Real persons are drawn with replacement for both sides 200 times, once as they are and once
+    as so many synthetic ones that are blurred: scanners of unequal sharpness and few persons make
+    the gate weak.
+
+    Parameters
+    ----------
+    real, blurred : float arrays, shape (n,)
+        `measures.high_frequency` of the same persons, as they are and blurred.
+    n_synthetic : int
+        Synthetic persons that the gate sees.
+    seed : int
+        Of the draws.
+    """
+    random = generator(seed, "blur power", len(real), n_synthetic)
+    sides = [
+        random.choice(v, (_RESAMPLES, n)) for v, n in ((real, len(real)), (blurred, n_synthetic))
+    ]
+    moments = [(side.mean(axis=1), np.var(side, axis=1, ddof=1) / side.shape[1]) for side in sides]
+    return float(_smaller(moments, (len(real), n_synthetic), _HIGH_FREQUENCY_LEVEL).mean())
+
+
 def plausibility_gate(
     real: Array,
     synthetic: Array,
@@ -229,19 +267,22 @@ def plausibility_gate(
     *,
     fewest_persons: int,
     names: Sequence[str] = (),
+    columns: Sequence[str] = MEASURES,
 ) -> tuple[Gate, dict[str, Any]]:
     """Return the gate `plausibility`: brains outside the real range, and wrong effects.
 
     Parameters
     ----------
     real, synthetic : float arrays, shapes (n, measures) and (m, measures)
-        One row a person, columns `MEASURES` and whatever both add behind them. A measure is
+        One row a person, `columns` and whatever both add behind them. A measure is
         implausible outside the real range widened by three robust SD.
     effects : Effects, optional
         Diagnosis effects of both; None where a diagnosis is missing on one side.
     names : sequence of str
         Of the synthetic persons, whose ten least plausible are named in the details with what is
         wrong with them.
+    columns : sequence of str
+        What was measured.
     """
     outside = _outside(real, synthetic)
     n = len(synthetic)
@@ -250,16 +291,16 @@ def plausibility_gate(
     wrong = effects.wrong() if effects else ""
     outcome: Outcome
     if low > _IMPLAUSIBLE_ALLOWED:
-        outcome, reason = "fail", f"{count} of {n} synthetic brains lie outside the real range."
+        outcome, reason = "fail", f"{count} of {n} synthetic persons lie outside the real range."
     elif wrong:
         outcome, reason = "fail", wrong
     elif len(real) < fewest_persons or count / n > _IMPLAUSIBLE_ALLOWED:
         outcome = "insufficient"
         reason = f"{count} of {n} outside the real range, judged by {len(real)} real persons."
     else:
-        outcome, reason = "pass", f"{count} of {n} synthetic brains lie outside the real range."
+        outcome, reason = "pass", f"{count} of {n} synthetic persons lie outside the real range."
     measures = (
-        *MEASURES,
+        *columns,
         "outline",
         "histogram",
         *(f"measure {i}" for i in range(outside.shape[1])),

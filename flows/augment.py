@@ -29,6 +29,7 @@ from rarescan.processes import available_cores
 _log = logging.getLogger("rarescan")
 
 Plain = dict[str, Any]
+_ON_GPU = ("evaluate", "generate", "retrain")
 _PACKAGES = ("torch", "monai", "numpy", "prefect", "mlflow", "pydicom", "SimpleITK", "nilearn")
 
 
@@ -120,13 +121,39 @@ def augment(config: Plain, *, overwrite: bool = False) -> str:
     return report
 
 
+@task(name="run")
+def _one_of_several(config: Plain, *, overwrite: bool) -> str:
+    """Go the whole way for one configuration among others."""
+    name = str(show_paths(config)["name"])
+    return augment.with_options(flow_run_name=name)(config, overwrite=overwrite)
+
+
+@flow(name="together", task_runner=_ALL_CORES)
+def together(configs: list[Plain], *, overwrite: bool = False) -> list[str]:
+    """Go several whole ways side by side (MRI, ultrasound, echo), each with settings of its own.
+
+    One that fails stops none of the others; its error is raised when all have ended. Jobs on a GPU
+    wait for each other, as they do within one run.
+    """
+    waiting = [
+        _one_of_several.with_options(name=str(show_paths(config)["name"])).submit(
+            config, overwrite=overwrite
+        )
+        for config in configs
+    ]
+    for one in waiting:
+        one.wait()
+    return [one.result() for one in waiting]
+
+
 def _all_steps(run: RunConfig, config: Plain, places: Places, *, overwrite: bool) -> list[Path]:
     """Run the steps in order; return the folders that they wrote."""
 
     def do(verb: str, **arguments: Path | None) -> Path:
         plain = {key: None if value is None else str(value) for key, value in arguments.items()}
         named = step.with_options(name=verb)
-        return Path(named(verb, config, plain, overwrite=overwrite))
+        on_gpu = run.device == "cuda" and verb in _ON_GPU
+        return Path(named(verb, config, plain, overwrite=overwrite, on_gpu=on_gpu))
 
     folders = [do("phantom", folder=places.phantom)] if run.source.kind == "phantom" else []
     if run.source.kind == "pacs":

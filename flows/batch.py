@@ -5,14 +5,15 @@ as `flows.verbs` does.
 """
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rarescan.cohort.contracts import Scan
+from rarescan.cohort.contracts import Cohort, Grid, Scan
 from rarescan.cohort.store import open_cohort, require_grid, tables, write_cohort
 from rarescan.configs.schema import RunConfig
 from rarescan.errors import GateRefusedError
@@ -21,15 +22,19 @@ from rarescan.flows.plan import relative, workers_of
 
 if TYPE_CHECKING:
     from rarescan.evaluation.scan_gate import CopyCheck
+    from rarescan.generative.scanners import Applied
+    from rarescan.registry.store import ModelVersion
 
 _log = logging.getLogger("rarescan")
+_DRAWN = ".drawn"
+"""Folder of a batch's scans before they are seen anew; gone when the batch is whole."""
 
 
 def sample_candidate(config: RunConfig, prepared: Path, model: Path, root: Path) -> Path:
     """Fill a synthetic cohort in which ages, sexes and sites occur as among training persons."""
     from rarescan.generative.conditions import draw_conditions
     from rarescan.generative.exposure import person_losses
-    from rarescan.generative.sample import write_samples
+    from rarescan.generative.sample import Means, write_samples
 
     if (tables(root) / "cohort.json").exists():
         return root
@@ -38,9 +43,8 @@ def sample_candidate(config: RunConfig, prepared: Path, model: Path, root: Path)
         cohort, config.evaluate.n_synthetic, config.evaluate.seed, parts=("train",)
     )
     start = time.monotonic()
-    scans = write_samples(
-        root, model, conditions, seed=config.evaluate.seed, workers=workers_of(config)
-    )
+    means = Means(workers=workers_of(config), device=config.device)
+    scans = write_samples(root, model, conditions, seed=config.evaluate.seed, means=means)
     seconds = time.monotonic() - start
     write_cohort(
         root,
@@ -75,7 +79,7 @@ def generate(
         step="generate",
         schema=2,
         config={
-            "generate": asdict(config.generate),
+            "generate": _asked(config),
             "model_sha256": champion["model_sha256"],
             "evaluate": asdict(config.evaluate),
         },
@@ -89,6 +93,14 @@ def generate(
         _write_batch(config, prepared, work, champion, batch_id=recipe.id)
 
     return run_step(folder, recipe, build, overwrite=overwrite)
+
+
+def _asked(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a batch; scans as they are generated need no word of acquisition."""
+    asked = asdict(config.generate)
+    if config.generate.acquisition.how == "none":
+        del asked["acquisition"]
+    return asked
 
 
 def _champion_of(decision: Path) -> dict[str, Any]:
@@ -126,31 +138,16 @@ def _write_batch(
     config: RunConfig, prepared: Path, work: Path, champion: Mapping[str, Any], batch_id: str
 ) -> None:
     from rarescan.evaluation.cards import DATASHEET, datasheet
-    from rarescan.evaluation.scan_gate import copy_check
-    from rarescan.generative.conditions import balanced_conditions
-    from rarescan.generative.sample import write_samples
-    from rarescan.imaging.bids import write_derivative
-    from rarescan.registry.store import ModelVersion, connect
+    from rarescan.registry.store import ModelVersion
 
     version = ModelVersion(**{k: v for k, v in champion.items() if k != "candidate"})
-    wanted, workers = config.generate, workers_of(config)
-    conditions = balanced_conditions(
-        open_cohort(prepared), wanted.n, wanted.seed, diagnoses=wanted.diagnoses
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        registry = connect(config.registry, Path(config.runs))
-        model = registry.download(version, Path(temporary) / "generator")
-        check = copy_check(prepared, config.evaluate)
-        scans = write_samples(
-            work, model, conditions, seed=wanted.seed, workers=workers, check=check
-        )
-    copies = _require_few_copies(check, scans)
+    scans, copies, seen = _drawn_scans(config, prepared, work, version)
     about = {
         "batch_id": batch_id,
         "model_uri": version.model_uri,
         "model_sha256": version.model_sha256,
         "family": version.family,
-        "seed": wanted.seed,
+        "seed": config.generate.seed,
         "decision_id": version.decision_id,
         # Scans were compared with this cohort's persons, who may not be those that it learned from.
         "permitted_use": version.permitted_use
@@ -158,19 +155,95 @@ def _write_batch(
         else "inside_controller",
         "prepared_id": require_recipe(prepared).id,
     }
-    scans = write_derivative(
+    scans = _write_files(
         work,
-        scans=scans,
-        grid=require_grid(prepared),
-        name=f"{config.name}: synthetic persons",
-        model=about,
-        workers=workers,
+        _as_in(open_cohort(prepared), scans),
+        require_grid(prepared),
+        {
+            "name": f"{config.name}: synthetic persons",
+            "model": about,
+            "workers": workers_of(config),
+        },
     )
     about = {**about, "copies": copies}
+    if seen:
+        about["acquisition"] = seen.about
+        _note_acquisitions(work, scans, seen)
     write_cohort(work, scans=scans, grid=require_grid(prepared), partition={}, about=about)
     batch = {**about, "n": len(scans)}
     write_json(work / "batch.json", batch)
     write_atomic(work / DATASHEET, datasheet(batch, scans, require_grid(prepared)))
+    shutil.rmtree(work / _DRAWN, ignore_errors=True)
+
+
+def _drawn_scans(
+    config: RunConfig, prepared: Path, work: Path, version: "ModelVersion"
+) -> tuple[list[Scan], dict[str, Any], "Applied | None"]:
+    """Fill the batch's volumes; return its scans, the search for copies and the acquisitions.
+
+    Copies are searched among the scans as they are generated; those lie in a folder of their own
+    until the batch is whole where other scanners are asked for.
+    """
+    from rarescan.evaluation.scan_gate import copy_check
+    from rarescan.generative.acquisition import rerender_batch
+    from rarescan.generative.conditions import balanced_conditions
+    from rarescan.generative.sample import Means, write_samples
+    from rarescan.generative.scanners import acquisitions_of
+    from rarescan.registry.store import connect
+
+    wanted, workers = config.generate, workers_of(config)
+    cohort = open_cohort(prepared)
+    conditions = balanced_conditions(cohort, wanted.n, wanted.seed, diagnoses=wanted.diagnoses)
+    seen = acquisitions_of(wanted.acquisition, cohort, wanted.n, wanted.seed)
+    drawn = work / _DRAWN if seen else work
+    with tempfile.TemporaryDirectory() as temporary:
+        registry = connect(config.registry, Path(config.runs))
+        model = registry.download(version, Path(temporary) / "generator")
+        check = copy_check(prepared, config.evaluate)
+        scans = write_samples(
+            drawn,
+            model,
+            conditions,
+            seed=wanted.seed,
+            check=check,
+            means=Means(workers=workers, device=config.device),
+        )
+    copies = _require_few_copies(check, scans)
+    if seen:
+        rerender_batch(drawn, work, seen.acquisitions, seen.seeds, workers=workers)
+    return scans, copies, seen
+
+
+def _note_acquisitions(work: Path, scans: Sequence[Scan], seen: "Applied") -> None:
+    """Say in every sidecar as which scanner would have seen it the scan was written."""
+    for scan, acquisition in zip(scans, seen.acquisitions, strict=True):
+        beside = work / scan.path.replace(".nii.gz", ".json")
+        write_json(beside, {**read_json(beside), "Acquisition": asdict(acquisition)})
+
+
+def _write_files(
+    work: Path, scans: Sequence[Scan], grid: Grid, how: Mapping[str, Any]
+) -> list[Scan]:
+    """Write what others open: a BIDS derivative of brains, PNG files of pictures."""
+    if grid.is_brain:
+        from rarescan.imaging.bids import write_derivative
+
+        return write_derivative(work, scans=scans, grid=grid, **how)
+    from rarescan.imaging.picture_batch import write_pictures
+
+    return write_pictures(work, scans=scans, **how)
+
+
+def _as_in(cohort: Cohort, scans: Sequence[Scan]) -> list[Scan]:
+    """Return synthetic scans of the modality and unit that the cohort's scans have."""
+    kinds = {(scan.modality, scan.unit) for scan in cohort.scans}
+    if len(kinds) != 1 or cohort.grid is None or cohort.grid.is_brain:
+        return list(scans)
+    modality, unit = kinds.pop()
+    return [
+        replace(scan, modality=modality, unit=unit, target=scan.condition.diagnosis)
+        for scan in scans
+    ]
 
 
 def _require_few_copies(check: "CopyCheck", scans: Sequence[Scan]) -> dict[str, Any]:

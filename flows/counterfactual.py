@@ -17,9 +17,17 @@ from rarescan.cohort.store import create_volumes, open_cohort, open_volumes, req
 from rarescan.cohort.store import write_cohort as write_tables
 from rarescan.configs.schema import RunConfig
 from rarescan.errors import InputError, nearest
-from rarescan.files import Recipe, require_recipe, run_step, sha256_file, write_json
+from rarescan.files import (
+    Recipe,
+    read_recipe,
+    require_recipe,
+    run_step,
+    sha256_file,
+    write_json,
+)
 from rarescan.flows.batch import champion_at
 from rarescan.flows.plan import relative
+from rarescan.imaging.persons import fingerprint
 
 if TYPE_CHECKING:
     from rarescan.generative.model import TrainedGenerator
@@ -84,13 +92,18 @@ def counterfactual(
             remedy=f"Set --severity from 0 (as it is) to {MOST:g}; 1 is the average patient.",
         )
     cohort = open_cohort(prepared)
-    volume, own = _source(cohort, wish)
+    volume, own, person = _source(cohort, wish)
     with tempfile.TemporaryDirectory() as temporary:
         where, about = _model(config, model, Path(temporary))
+        found_at = {"prepared": prepared}
+        if not about["model_uri"] and read_recipe(where) is not None:
+            found_at["model"] = where
         recipe = Recipe(
             step="counterfactual",
-            schema=1,
+            schema=2,
             config={
+                # By this `rarescan erase` finds it, wherever it lies.
+                "person": person,
                 "diagnosis": wish.diagnosis,
                 "severity": wish.severity,
                 "own": asdict(own),
@@ -98,7 +111,7 @@ def counterfactual(
                 "model_sha256": about["model_sha256"],
             },
             inputs={"prepared": require_recipe(prepared).id},
-            found_at={"prepared": relative(prepared, folder)},
+            found_at={name: relative(path, folder) for name, path in found_at.items()},
         )
 
         def build(work: Path) -> None:
@@ -107,8 +120,8 @@ def counterfactual(
         return run_step(folder, recipe, build, overwrite=overwrite)
 
 
-def _source(cohort: Cohort, wish: Wish) -> tuple[FloatArray, Condition]:
-    """Return the prepared volume, and what is known of its person."""
+def _source(cohort: Cohort, wish: Wish) -> tuple[FloatArray, Condition, str]:
+    """Return the prepared volume, what is known of its person, and the person's fingerprint."""
     path = Path(wish.source)
     if path.name.endswith((".nii", ".nii.gz")):
         if not wish.own:
@@ -116,7 +129,7 @@ def _source(cohort: Cohort, wish: Wish) -> tuple[FloatArray, Condition]:
                 "What diagnosis the person of a file has is not known.",
                 remedy="Name it with --from-diagnosis.",
             )
-        return _read(path, cohort.grid), Condition(diagnosis=wish.own)
+        return _read(path, cohort.grid), Condition(diagnosis=wish.own), ""
     rows = {scan.scan_id: row for row, scan in enumerate(cohort.scans)}
     if wish.source not in rows:
         raise InputError(
@@ -125,7 +138,8 @@ def _source(cohort: Cohort, wish: Wish) -> tuple[FloatArray, Condition]:
             "ends in .nii.gz.",
         )
     row = rows[wish.source]
-    return np.array(open_volumes(cohort)[row]), cohort.scans[row].condition
+    scan = cohort.scans[row]
+    return np.array(open_volumes(cohort)[row]), scan.condition, fingerprint(scan.person_id)
 
 
 def _read(path: Path, grid: Grid | None) -> FloatArray:

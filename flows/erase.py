@@ -48,7 +48,8 @@ class Erasure:
     versions: list[str] = field(default_factory=list)
     """Registered models that must be trained again."""
     removed: list[Path] = field(default_factory=list)
-    """Unfinished results, reports and models with the person's anatomy: gone."""
+    """Unfinished results, reports, and what holds the person's anatomy (models of `transfer`,
+    counterfactuals): gone."""
 
 
 def erase_person(person: str, runs: Path, registry: RegistryConfig) -> Erasure:
@@ -75,12 +76,17 @@ def erase_person(person: str, runs: Path, registry: RegistryConfig) -> Erasure:
         raise InputError("This is no pseudonym.", remedy="Name it as in participants.tsv: RS...")
     done, results = Erasure(), _Results(runs)
     held = [folder for folder in results.recipes if _holds(folder, person)]
-    if not held and not any(fingerprint(person) in read_erased(f) for f in results.recipes):
+    copies = results.near_copies(person, held)
+    known = any(fingerprint(person) in read_erased(f) for f in results.recipes)
+    if not (held or copies or known):
         raise InputError(
             f"No result below {runs} holds this person.",
             remedy="Check the pseudonym and --runs, or the key: another key gives other names.",
         )
-    done.removed += _remove_unfinished(runs)
+    done.removed += [*_remove_unfinished(runs), *copies]
+    for folder in copies:
+        del results.recipes[folder]
+        _remove(folder)
     # Dependents first: as long as a cohort holds the person, a repeated command finds them again.
     for folder in sorted(held, key=lambda f: results.recipes[f].step == "ingest"):
         _mark_dependents(folder, person, results, (runs, registry), done)
@@ -118,6 +124,23 @@ class _Results:
                     users[source].add(folder)
         return users
 
+    def near_copies(self, person: str, held: Sequence[Path]) -> list[Path]:
+        """Return the counterfactuals of a person's scan.
+
+        Whose scan a file shows is not known, so those made of files with the help of a cohort
+        that holds the person are taken for the person's.
+        """
+        ids = {i for folder in held for i in (self.recipes[folder].id, *_earlier_ids(folder))}
+        return [
+            folder
+            for folder, recipe in self.recipes.items()
+            if recipe.step == "counterfactual"
+            and (
+                recipe.config.get("person") == fingerprint(person)
+                or (not recipe.config.get("person") and recipe.inputs["prepared"] in ids)
+            )
+        ]
+
     def dependents(self, folder: Path) -> list[Path]:
         """Return everything that was made from a folder, directly or not."""
         found: set[Path] = set()
@@ -154,6 +177,14 @@ def _remove_unfinished(runs: Path) -> list[Path]:
         finally:
             os.close(handle)
     return found
+
+
+def _remove(folder: Path) -> None:
+    """Remove a result; what it is found by goes last, should the command be killed."""
+    for entry in [p for p in folder.iterdir() if p.name != RECIPE]:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    (folder / RECIPE).unlink()
+    folder.rmdir()
 
 
 def _mark_dependents(

@@ -26,7 +26,7 @@ def trace_back(path: Path) -> list[dict[str, Any]]:
     folder = _step_folder(path)
     chain: list[dict[str, Any]] = []
     _walk(folder, chain, depth=0, seen=set())
-    chain[0]["detail"] |= _scan_detail(folder, path)
+    chain[0]["detail"] |= _scan_detail(folder, path) | _source_detail(folder)
     return chain
 
 
@@ -81,7 +81,9 @@ def _cohort_detail(folder: Path) -> dict[str, Any]:
 def _series(cohort: Cohort) -> dict[str, str]:
     """Return stack_id -> scan_id: the pseudonymous series behind the scans of an export."""
     sidecars = {
-        scan.scan_id: cohort.root / scan.path.replace(".nii.gz", ".json") for scan in cohort.scans
+        scan.scan_id: cohort.root / scan.path.replace(".nii.gz", ".json")
+        for scan in cohort.scans
+        if scan.path.endswith(".nii.gz")
     }
     found = {name: read_json(path) for name, path in sidecars.items() if path.exists()}
     return {about["Stack"]: name for name, about in found.items() if "Stack" in about}
@@ -96,3 +98,15 @@ def _scan_detail(folder: Path, path: Path) -> dict[str, Any]:
         if scan.path == inside:
             return {"scan_id": scan.scan_id, "person_id": scan.person_id}
     return {}
+
+
+def _source_detail(folder: Path) -> dict[str, Any]:
+    """Return which prepared scan a counterfactual shows, as far as its cohort is there."""
+    recipe = read_recipe(folder)
+    if recipe is None or recipe.step != "counterfactual":
+        return {}
+    prepared = (folder / recipe.found_at["prepared"]).resolve()
+    if read_recipe(prepared) is None:
+        return {}
+    shown = recipe.config["volume_sha256"]
+    return {"made_of": [s.scan_id for s in open_cohort(prepared).scans if s.sha256 == shown]}

@@ -5,7 +5,7 @@ run with these settings is complete already, which is what makes repeating a com
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,30 @@ class Places:
         return self.root / "report.html"
 
 
+def require_apart(configs: Sequence[RunConfig]) -> None:
+    """Raise where runs that go side by side would write into one folder or replace a champion.
+
+    Raises
+    ------
+    SettingError
+        Two of them have one name, or register under one name what is made of different scans.
+    """
+    for what, key, values in (
+        ("name", "name", [str(config.root) for config in configs]),
+        ("registry", "registry.model_name", [_registered_as(config) for config in configs]),
+    ):
+        if len(set(values)) < len(values):
+            raise SettingError(
+                f"Two of the runs have the same {what}, so that one would replace the other's "
+                "result.",
+                remedy=f"Give each configuration a `{key}` of its own.",
+            )
+
+
+def _registered_as(config: RunConfig) -> str:
+    return f"{config.registry.tracking_uri or config.runs}:{config.registry.model_name}"
+
+
 def source_of(config: RunConfig) -> Path:
     """Return what the run reads; from a phantom or a PACS the export that it writes itself."""
     if config.source.kind == "phantom":
@@ -118,11 +142,14 @@ def with_phantom_tables(config: RunConfig) -> dict[str, Any]:
 
 
 _PATHS = {"path", "labels", "key_file", "credentials_file", "persons"}
-_PATHS |= {"confirmed_scans", "confirmed_persons", "feedback", "batch", "cohort"}
+_PATHS |= {"confirmed_scans", "confirmed_persons", "feedback", "batch", "cohort", "runs", "table"}
+_PATHS |= {"codec_weights", "init_from", "checkpoints", "weights", "strip_command"}
+_PATHS |= {"address", "tracking_uri"}
+"""Names of settings that hold a path or an address, which may hold a password."""
 
 
 def hide_paths(settings: Any, key: str = "") -> Any:
-    """Return settings in which the paths that a person typed are secrets.
+    """Return settings in which the paths and addresses that a person typed are secrets.
 
     Prefect keeps a flow's parameters, on a server that others read; a path may name a patient.
     """

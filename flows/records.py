@@ -18,7 +18,7 @@ from rarescan.cohort.store import VOLUMES, open_cohort, read_about, read_scans, 
 from rarescan.configs.schema import RunConfig, plain_config
 from rarescan.evaluation.cards import CARD, ModelFacts, interval_of, model_card
 from rarescan.evaluation.decide import RankedDecision
-from rarescan.evaluation.figures import planes, sheet
+from rarescan.evaluation.figures import planes, sheet, shown_mm
 from rarescan.evaluation.ranking import Entrant
 from rarescan.files import atomic_path, read_json, require_recipe, write_atomic, write_json
 from rarescan.flows.standing import standing
@@ -215,7 +215,7 @@ def write_mosaic(path: Path, samples: Path, grid: Grid) -> None:
         for _, found in sorted(by_diagnosis.items())
     ]
     shortest = min(map(len, rows))
-    picture = sheet([row[:shortest] for row in rows], grid.spacing_mm, sides=True)
+    picture = sheet([row[:shortest] for row in rows], shown_mm(grid), sides=grid.is_brain)
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary)
 

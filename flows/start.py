@@ -1,11 +1,11 @@
 """The way into the flows from the command line.
 
-`run_verb` runs one verb, `run_augment` the whole way; each finds or starts a Prefect server
-first. Prefect is imported here only once its settings stand in the environment, because it reads
-them when it is imported.
+`run_verb` runs one verb, `run_augment` the whole way, `run_together` several; each finds or starts
+a Prefect server first. Prefect is imported here only once its settings stand in the environment,
+because it reads them when it is imported.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from rarescan.configs.schema import RunConfig, plain_config
 from rarescan.errors import MissingExtraError
-from rarescan.flows.plan import Places, hide_paths, with_phantom_tables
+from rarescan.flows.plan import Places, hide_paths, require_apart, with_phantom_tables
 from rarescan.flows.server import owner, prefect_server, quiet_prefect
 
 Plain = dict[str, Any]
@@ -41,6 +41,26 @@ def run_augment(config: RunConfig, *, overwrite: bool = False) -> Path:
     plain = hide_paths(plain_config(config))
     _on_a_server(config, lambda: named(plain, overwrite=overwrite))
     return Places(config.root).report
+
+
+def run_together(configs: Sequence[RunConfig], *, overwrite: bool = False) -> list[Path]:
+    """Run several whole ways side by side; return the reports' paths.
+
+    Raises
+    ------
+    SettingError
+        Two of them would write into one place (`plan.require_apart`).
+    """
+    require_apart(configs)
+    for config in configs:
+        _require_device(config)
+    quiet_prefect()
+    from rarescan.flows.augment import together
+
+    named = together.with_options(flow_run_name=", ".join(config.name for config in configs))
+    plain = [hide_paths(plain_config(config)) for config in configs]
+    _on_a_server(configs[0], lambda: str(named(plain, overwrite=overwrite)))
+    return [Places(config.root).report for config in configs]
 
 
 def _on_a_server(config: RunConfig, work: Callable[[], str]) -> str:

@@ -15,6 +15,9 @@ from rarescan.configs.schema import RunConfig
 from rarescan.errors import InputError, SettingError
 from rarescan.files import Recipe, require_recipe, run_step, write_json
 from rarescan.flows.batch import generate, sample_candidate
+from rarescan.flows.classify import classify
+from rarescan.flows.compress import compress
+from rarescan.flows.grid import classify_grid
 from rarescan.flows.monitor import monitor
 from rarescan.flows.plan import relative, workers_of
 from rarescan.generative.spec import GeneratorSpec
@@ -47,8 +50,12 @@ def pull(config: RunConfig, folder: Path, *, overwrite: bool = False) -> Path:
 
 
 def ingest(config: RunConfig, source: Path, folder: Path, *, overwrite: bool = False) -> Path:
-    """Make a pseudonymous cohort of an export, a BIDS dataset or a folder of NIfTI files."""
+    """Make a pseudonymous cohort of an export, a BIDS dataset, or a folder of NIfTI or pictures."""
     workers = workers_of(config)
+    if config.source.kind == "pictures":
+        from rarescan.imaging.pictures import adopt_pictures
+
+        return adopt_pictures(source, folder, config.pictures, workers=workers, overwrite=overwrite)
     if config.source.kind == "table":
         from rarescan.imaging.adopt import adopt_table
 
@@ -64,6 +71,10 @@ def ingest(config: RunConfig, source: Path, folder: Path, *, overwrite: bool = F
 
 def prepare(config: RunConfig, cohort: Path, folder: Path, *, overwrite: bool = False) -> Path:
     """Bring a cohort's scans to one grid and divide its persons."""
+    if config.source.kind == "pictures":
+        from rarescan.imaging.planes import prepare_planes
+
+        return prepare_planes(cohort, folder, config.planes, config.partition, overwrite=overwrite)
     from rarescan.imaging.prepare import prepare_cohort
 
     return prepare_cohort(
@@ -138,7 +149,7 @@ def evaluate(
     inputs = {"prepared": prepared, "network": network, **candidates}
     recipe = Recipe(
         step="evaluate",
-        schema=3,
+        schema=4,
         config={"evaluate": asdict(config.evaluate), "question": asdict(config.question)},
         inputs={name: require_recipe(path).id for name, path in inputs.items()},
         found_at={name: relative(path, folder) for name, path in inputs.items()},
@@ -209,6 +220,8 @@ def retrain(
     from rarescan.flows.records import log_arms
 
     inputs = {"prepared": prepared} | ({"batch": batch} if batch else {})
+    if batch:
+        require_recipe(batch, "generate")
     recipe = Recipe(
         step="retrain",
         schema=2,
@@ -263,6 +276,9 @@ VERBS: Mapping[str, Callable[..., Path]] = {
     "select": select,
     "generate": generate,
     "retrain": retrain,
+    "classify": classify,
+    "compress": compress,
+    "classify_grid": classify_grid,
     "report": report,
     "monitor": monitor,
 }

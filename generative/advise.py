@@ -19,7 +19,7 @@ from rarescan.generative.anatomy import CHANNELS
 from rarescan.generative.code_store import first_scans
 from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.memory import Footprint, footprint, free_bytes
-from rarescan.generative.places import MEASURED_ON, PLACES
+from rarescan.generative.places import read_places
 from rarescan.generative.spec import Family, GeneratorSpec
 
 Verdict = Literal["take", "try", "not yet", "refused"]
@@ -224,23 +224,24 @@ def _verdict(case: _Case, family: Family) -> tuple[Verdict, str]:
         return "take", why + "they are never released."
     measured = _measured(family)
     if n < _ENOUGH_TO_TRY:
-        return "not yet", f"{n} patients, too few by our judgement; with 40, measured: {measured}"
+        many = read_places().patients
+        return "not yet", f"{n} patients, too few by our judgement; with {many}: {measured}"
     if family == "diffusion":
         why = "Ships the Gaussian by itself where validation persons do not see a gain. "
         return ("take" if n >= _ENOUGH_TO_TAKE else "try"), why + measured
-    ahead = family in PLACES and PLACES[family].place == "better"
-    if n < _ENOUGH_TO_TAKE or not ahead:
+    place = read_places().families.get(family)
+    if n < _ENOUGH_TO_TAKE or place is None or place.place != "better":
         return "try", f"Compare it with the Gaussian before you rely on it. {measured}"
     return "take", measured
 
 
 def _measured(family: Family) -> str:
-    if family not in PLACES:
+    place = read_places().families.get(family)
+    if place is None:
         return "Not measured against it."
-    place = PLACES[family]
     return (
         f"Measured: {place.place} than it ({1000 * place.difference:+.1f} +- {1000 * place.se:.1f} "
-        "in squared MMD x 1000)."
+        f"in squared MMD x 1000, p {place.p:.2g})."
     )
 
 
@@ -276,7 +277,8 @@ def _notes(case: _Case, held_out: int, n_diagnoses: int) -> tuple[str, ...]:
         "steps: training stops by itself before it copies persons, so more steps cost time only.",
     ]
     if case.n_patients >= FEWEST_OF_A_DIAGNOSIS:
-        notes.append(f"measured on {MEASURED_ON}, against PCA + Gaussian; elsewhere expected.")
+        where = read_places().measured_on
+        notes.append(f"measured against PCA + Gaussian: {where}; elsewhere expected.")
     if held_out < _ENOUGH_TO_TAKE:
         notes.append(
             f"{held_out} validation persons are too few to tell generators apart (20 are needed)."

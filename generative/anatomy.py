@@ -4,6 +4,9 @@
 different place in every person; whatever mixes persons linearly then shows double contours.
 Here the intensities are continued a little beyond the edge and the edge is a channel of its own:
 the signed distance to it. A sample so brings its own brain mask, and nobody's mask is copied.
+
+Pictures (`contracts.plane_grid`) have the sector, the breast or the slice of a brain in place of
+the brain. Their planes are no neighbours in space, so that each is treated on its own.
 """
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from rarescan.cohort.contracts import FloatArray
+from rarescan.cohort.planes import are_planes
 
 CHANNELS = 2
 _REACH_VOXELS = 3.0
@@ -19,6 +23,7 @@ _SHAPE_UNIT_VOXELS = 8.0
 """One voxel of displaced edge weighs as much as 1/8 of the intensity range."""
 
 _SMOOTH_VOXELS = 1.0
+_PIECE = 0.1
 _LEAST = 0.02
 """Smallest distance from the edge, in voxels: above the rounding of a code."""
 
@@ -36,6 +41,15 @@ def to_image(volume: FloatArray) -> FloatArray:
     float32 array, shape (2, x, y, z)
         Intensities, continued beyond the edge; signed distance to the edge, positive inside.
     """
+    if are_planes(volume.shape):
+        return np.stack([_image(plane) for plane in np.moveaxis(volume, -1, 0)], axis=-1)
+    return _image(volume)
+
+
+def _image(volume: FloatArray) -> FloatArray:
+    """Return both channels of one volume or one plane, in which the edge is looked for."""
+    if not (volume > 0).any():
+        return np.stack([volume, np.full_like(volume, -_REACH_VOXELS / _SHAPE_UNIT_VOXELS)])
     mask = ndimage.binary_fill_holes(volume > 0)
     inside = ndimage.distance_transform_edt(mask)
     outside, nearest = ndimage.distance_transform_edt(~mask, return_indices=True)
@@ -58,10 +72,24 @@ def to_volume(image: FloatArray) -> FloatArray:
 
 
 def brain_mask(shape: FloatArray) -> npt.NDArray[np.bool_]:
-    """Return the largest connected part inside the edge, without holes."""
+    """Return what lies inside the edge, without holes: the largest connected part.
+
+    In pictures, which shadows cut in pieces, every part of a tenth of the largest or more.
+    """
+    if are_planes(shape.shape):
+        return np.stack([_parts(plane, _PIECE) for plane in np.moveaxis(shape, -1, 0)], axis=-1)
+    return _parts(shape, 1.0)
+
+
+def _parts(shape: FloatArray, least: float) -> npt.NDArray[np.bool_]:
+    """Return the connected parts with at least this share of the largest one's size."""
     labels, n_parts = ndimage.label(shape > 0)
     if n_parts == 0:
         return np.zeros(shape.shape, dtype=bool)
-    largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    mask: npt.NDArray[np.bool_] = ndimage.binary_fill_holes(largest)
+    sizes = np.bincount(labels.ravel())[1:]
+    largest = 1 + int(np.argmax(sizes))
+    kept = labels == largest
+    if least < 1:
+        kept = np.isin(labels, 1 + np.flatnonzero(sizes >= least * sizes[largest - 1]))
+    mask: npt.NDArray[np.bool_] = ndimage.binary_fill_holes(kept)
     return mask

@@ -240,18 +240,25 @@ class KlCodec:
 
     @classmethod
     def fit(
-        cls, images: Tensor, spec: GeneratorSpec, *, folder: Path, device: torch.device
+        cls,
+        images: Tensor,
+        spec: GeneratorSpec,
+        *,
+        folder: Path,
+        device: torch.device,
+        plan: Plan | None = None,
     ) -> "KlCodec":
         """Train on images, shape (n, 2, x, y, z); continues from checkpoints in `folder`.
 
-        The codec stays on `device`; it takes images and gives codes on the CPU.
+        The codec stays on `device`; it takes images and gives codes on the CPU. `plan` names the
+        training and the second place for checkpoints.
         """
         grid_shape, arguments = tuple(images.shape[2:]), autoencoder_arguments(spec)
         _code_shape(arguments, grid_shape)
         n = len(images)
         data = TrainingData(values=images, encoded=torch.zeros(n, 0), classes=torch.zeros(n).long())
         plan = replace(
-            Plan.of(spec),
+            plan or Plan.of(spec),
             steps=spec.codec_steps,
             batch_size=training_batch(spec),
             label_dropout=0.0,

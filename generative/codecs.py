@@ -8,7 +8,7 @@ distances between images (`pca`: within the span of the training persons).
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from rarescan.generative.anatomy import CHANNELS
 from rarescan.generative.code_store import columns_at_a_time
 from rarescan.generative.contract import Codec
 from rarescan.generative.spec import CodecName, GeneratorSpec
+
+if TYPE_CHECKING:
+    from rarescan.generative.run import Plan
 
 _LEAST_DEVIATION = 1e-4
 """A value that never leaves its mean by more is the mean."""
@@ -183,10 +186,18 @@ def _combined(flat: Tensor, mean: Tensor, varying: Tensor, weights: Tensor) -> T
     return torch.cat(parts, 1) * largest.sign().half()
 
 
-def fit_codec(images: Tensor, spec: GeneratorSpec, *, folder: Path, device: torch.device) -> Codec:
+def fit_codec(
+    images: Tensor,
+    spec: GeneratorSpec,
+    *,
+    folder: Path,
+    device: torch.device,
+    plan: "Plan | None" = None,
+) -> Codec:
     """Return the codec of a spec, fitted to training images, shape (n, 2, x, y, z).
 
-    `folder` is where a codec that is trained keeps its checkpoints.
+    `folder` is where a codec that is trained keeps its checkpoints, and `plan` names the training
+    and the second place for them; the spec says the rest.
     """
     require_variety(images)
     if spec.codec == "pca":
@@ -195,7 +206,7 @@ def fit_codec(images: Tensor, spec: GeneratorSpec, *, folder: Path, device: torc
         return HaarCodec(_edges(images), spec.levels)
     from rarescan.generative.autoencoder import KlCodec
 
-    return KlCodec.fit(images, spec, folder=folder, device=device)
+    return KlCodec.fit(images, spec, folder=folder, device=device, plan=plan)
 
 
 def require_variety(values: Tensor) -> None:

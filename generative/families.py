@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from rarescan.cohort.contracts import Cohort, Grid
+from rarescan.cohort.planes import are_planes
 from rarescan.cohort.store import open_cohort
-from rarescan.errors import InputError
+from rarescan.errors import InputError, SettingError
 from rarescan.files import Recipe, require_recipe, run_step, write_json
 from rarescan.generative.code_store import (
     People,
@@ -41,6 +42,7 @@ from rarescan.generative.gan import Gan
 from rarescan.generative.gaussian import Gaussian
 from rarescan.generative.memory import (
     code_shape,
+    fitting_batch,
     footprint,
     in_gigabytes,
     require_memory,
@@ -134,17 +136,32 @@ def train_generator(
     )
 
 
-def load_generator(folder: Path) -> Generator:
+def load_generator(folder: Path, *, device: str = "cpu") -> Generator:
     """Return the generator that `train_generator` wrote; nothing in the folder can run code.
+
+    Parameters
+    ----------
+    folder : Path
+        Written by `train_generator`.
+    device : str
+        auto, cpu or cuda: where networks draw and decode. Only on the CPU are equal seeds equal
+        bytes. Principal components are decoded on the CPU whatever it is.
 
     Raises
     ------
     InputError
         The folder holds no generator, or a damaged one.
+    MissingExtraError
+        device is cuda and there is none.
+    SettingError
+        The GPU has not even room for one scan at a time.
     """
+    chosen = choose_device(device)
     stored = read_model(folder)
     try:
-        codec = restore_codec(stored.spec, stored.grid, stored.under("codec."))
+        # A codec without weights is computed where its codes lie.
+        with chosen:
+            codec = restore_codec(stored.spec, stored.grid, stored.under("codec."))
         floor = Floor(codec.code_shape, len(stored.encoder.diagnoses), stored.under("prior.floor."))
         prior = FAMILIES[stored.spec.family](stored.spec, floor, stored.encoder)
         prior.load_state_dict(stored.under("prior."))
@@ -154,7 +171,8 @@ def load_generator(folder: Path) -> Generator:
             remedy="Train it again: `rarescan train PREPARED MODELS --overwrite`.",
         ) from None
     prior.network_kept = stored.network_kept
-    return TrainedGenerator(stored.grid, codec, prior)
+    together = fitting_batch(stored, chosen)
+    return TrainedGenerator(stored.grid, codec, prior.to(chosen), micro_batch=together)
 
 
 def _build(
@@ -163,6 +181,7 @@ def _build(
     if (work / CURVES).exists() and (work / WEIGHTS).exists():
         return
     cohort = open_cohort(prepared)
+    _require_codec(spec, _grid(cohort))
     encoder = ConditionEncoder.fit(
         [scan.condition for scan in first_scans(cohort, "train").values()], spec.conditions
     )
@@ -171,7 +190,7 @@ def _build(
     validation = people_of(cohort, "validation", encoder)
     _require_room(spec, _grid(cohort), train, device)
     with one_thread():
-        codec, codes, held_codes = _coded(work, train, validation, spec, device)
+        codec, codes, held_codes = _coded(work, (train, validation), spec, plan, device)
         kept = _kept_by(codec, validation, _grid(cohort), len(encoder.diagnoses))
         with torch.no_grad():
             floor = Floor.fit(codes, train.encoded, len(encoder.diagnoses))
@@ -189,6 +208,15 @@ def _build(
         verdict = prior.judge(*held)
     results = {"record": record, "verdict": verdict, "device": device.type, "kept": kept}
     _save(work, cohort, codec, prior, results)
+
+
+def _require_codec(spec: GeneratorSpec, grid: Grid) -> None:
+    """Raise where a codec that halves three axes is to work on planes, which are no third one."""
+    if not grid.is_brain and are_planes(grid.shape) and spec.codec != "pca":
+        raise SettingError(
+            f"The codec '{spec.codec}' needs volumes, and these scans are pictures.",
+            remedy="Set the candidate's codec to pca.",
+        )
 
 
 def _require_room(spec: GeneratorSpec, grid: Grid, train: People, device: torch.device) -> None:
@@ -209,10 +237,14 @@ def _require_room(spec: GeneratorSpec, grid: Grid, train: People, device: torch.
 
 
 def _coded(
-    work: Path, train: People, validation: People, spec: GeneratorSpec, device: torch.device
+    work: Path,
+    people: tuple[People, People],
+    spec: GeneratorSpec,
+    plan: Plan,
+    device: torch.device,
 ) -> tuple[Codec, Tensor, Tensor]:
     """Return the fitted codec, and the codes of training and validation persons on the disk."""
-    rows = work / ROWS
+    rows, (train, validation) = work / ROWS, people
     codec: Codec
     if spec.codec == "haar":
         codec = HaarCodec(train.grid_shape, spec.levels)
@@ -220,7 +252,8 @@ def _coded(
         workers = workers_for(train)
     else:
         images = stored_images(rows / "images.npy", train)
-        codec = fit_codec(images, spec, folder=work / "checkpoints" / "codec", device=device)
+        folder = work / "checkpoints" / "codec"
+        codec = fit_codec(images, spec, folder=folder, device=device, plan=plan)
         sources = [rows_of_tensor(images), validation.images_of]
         workers = 1
     codes = [
@@ -230,9 +263,7 @@ def _coded(
             rows_through(codec.encode, source),
             workers=workers,
         )
-        for name, people, source in zip(
-            ("codes", "codes_validation"), (train, validation), sources, strict=True
-        )
+        for name, people, source in zip(("codes", "codes_validation"), people, sources, strict=True)
     ]
     require_variety(codes[0])
     return codec, codes[0], codes[1]

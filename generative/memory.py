@@ -26,7 +26,7 @@ from rarescan.generative.codecs import HaarCodec
 from rarescan.generative.conditions import ConditionEncoder
 from rarescan.generative.contract import Batch, Player, Prior
 from rarescan.generative.floor import Floor, n_directions
-from rarescan.generative.model import MICRO_BATCH
+from rarescan.generative.model import MICRO_BATCH, StoredModel
 from rarescan.generative.spec import GeneratorSpec
 
 _OPTIMISER_BYTES = 12
@@ -68,7 +68,12 @@ class Counted:
 
 
 def footprint(
-    spec: GeneratorSpec, grid_shape: tuple[int, ...], n_features: int, n_persons: int
+    spec: GeneratorSpec,
+    grid_shape: tuple[int, ...],
+    n_features: int,
+    n_persons: int,
+    *,
+    drawn_together: int = MICRO_BATCH,
 ) -> Footprint:
     """Return what training and sampling need (1 to 5 CPU seconds for networks on grid codes).
 
@@ -82,6 +87,8 @@ def footprint(
         Numbers of an encoded condition (`ConditionEncoder.n_features`).
     n_persons : int
         Training persons.
+    drawn_together : int
+        Scans in one micro-batch of the sampler.
 
     Raises
     ------
@@ -95,7 +102,7 @@ def footprint(
         codec, batch_size, shape = _imagined_codec(spec, grid_shape)
         once = _one_step(codec.players(), batch_size, shape, 0)
         training.append(_resident(codec, trained=True) + once.peak_bytes)
-    drawn = _one_draw(spec, prior, grid_shape)
+    drawn = _one_draw(spec, prior, grid_shape, drawn_together)
     return Footprint(
         parameters=sum(p.numel() for player in prior.players() for p in player.parameters),
         training_bytes=max(training),
@@ -240,13 +247,13 @@ def _one_step(
     return counted(run)
 
 
-def _one_draw(spec: GeneratorSpec, prior: Prior, grid_shape: tuple[int, ...]) -> int:
+def _one_draw(spec: GeneratorSpec, prior: Prior, grid_shape: tuple[int, ...], n_drawn: int) -> int:
     """Return the bytes that a micro-batch takes beside the prior itself."""
     n_pixels = CHANNELS * prod(grid_shape)
     # The number of solver steps changes the time and not the memory.
     prior.spec = replace(spec, solver_steps=1)
-    encoded = torch.empty(MICRO_BATCH, prior.encoder.n_features, device=_META)
-    noise = torch.empty(MICRO_BATCH, prior.noise_size, device=_META)
+    encoded = torch.empty(n_drawn, prior.encoder.n_features, device=_META)
+    noise = torch.empty(n_drawn, prior.noise_size, device=_META)
 
     def draw() -> None:
         with torch.no_grad():
@@ -256,13 +263,13 @@ def _one_draw(spec: GeneratorSpec, prior: Prior, grid_shape: tuple[int, ...]) ->
 
     drawn = counted(draw).peak_bytes
     if spec.codec == "pca":
-        return drawn + 4 * n_pixels * (prior.floor.size + 2 * MICRO_BATCH)
+        return drawn + 4 * n_pixels * (prior.floor.size + 2 * n_drawn)
     if spec.codec == "kl":
-        return drawn + _one_decoding(spec, grid_shape)
+        return drawn + _one_decoding(spec, grid_shape, n_drawn)
     return drawn
 
 
-def _one_decoding(spec: GeneratorSpec, grid_shape: tuple[int, ...]) -> int:
+def _one_decoding(spec: GeneratorSpec, grid_shape: tuple[int, ...], n_drawn: int) -> int:
     """Return the bytes of the kl codec and of decoding one image after the other."""
     from rarescan.generative.autoencoder import kl_code_shape
 
@@ -273,7 +280,7 @@ def _one_decoding(spec: GeneratorSpec, grid_shape: tuple[int, ...]) -> int:
         with torch.no_grad():
             model.network.decode(code)
 
-    images = 4 * MICRO_BATCH * CHANNELS * prod(grid_shape)
+    images = 4 * n_drawn * CHANNELS * prod(grid_shape)
     return _resident(model, trained=False) + images + counted(decode).peak_bytes
 
 
@@ -303,6 +310,27 @@ def free_bytes(device: torch.device) -> int:
     except OSError:
         pass
     return max(0, min(limits))
+
+
+def fitting_batch(model: StoredModel, device: torch.device) -> int:
+    """Return how many scans are drawn together: 4, on a GPU that has no room for so many 2 or 1.
+
+    Raises `SettingError` where a GPU has no room for one.
+    """
+    if device.type == "cpu":
+        return MICRO_BATCH
+    free, needed = free_bytes(device), 0
+    about = (model.encoder.n_features, sum(model.encoder.n_by_diagnosis))
+    for n_drawn in (MICRO_BATCH, MICRO_BATCH // 2, 1):
+        needs = footprint(model.spec, model.grid.shape, *about, drawn_together=n_drawn)
+        needed = needs.sampling_bytes
+        if needed <= free:
+            return n_drawn
+    raise SettingError(
+        f"To draw one scan about {in_gigabytes(needed)} of memory are needed, and "
+        f"{in_gigabytes(free)} are free.",
+        remedy="Set device to cpu, or generate where more memory is.",
+    )
 
 
 def require_memory(needs: Footprint, spec: GeneratorSpec, device: torch.device) -> None:

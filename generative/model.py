@@ -2,8 +2,9 @@
 
 `save_model`, `read_model` and `TrainedGenerator` are the ways in. `weights.safetensors`
 holds tensors and JSON metadata, no code. A scan's bytes depend on the model, the seed, the
-scan's index and its condition only: its noise has a seed of its own, and networks always see
-micro-batches of one size, because the last bits of their output depend on the batch's size.
+scan's index and its condition only: its noise has a seed of its own and is drawn on the CPU, and
+networks always see micro-batches of one size, because the last bits of their output depend on the
+batch's size. They depend on the device too: only on the CPU are equal seeds equal bytes.
 """
 
 import json
@@ -30,14 +31,17 @@ from rarescan.threads import one_thread
 
 SPEC, WEIGHTS = "spec.json", "weights.safetensors"
 MICRO_BATCH = 4
+"""Scans that are drawn at a time; fewer only on a GPU that has no room for so many."""
 _SCHEMA = 1
 
 
 class TrainedGenerator:
-    """A codec and a prior on a grid; see `contract.Generator`."""
+    """A codec and a prior on a grid; see `contract.Generator`. It samples where the prior lies."""
 
-    def __init__(self, grid: Grid, codec: Codec, prior: Prior) -> None:
-        self.grid, self.codec = grid, codec
+    def __init__(
+        self, grid: Grid, codec: Codec, prior: Prior, *, micro_batch: int = MICRO_BATCH
+    ) -> None:
+        self.grid, self.codec, self.micro_batch = grid, codec, micro_batch
         self.prior = prior.eval().requires_grad_(False)
         self.spec, self.family = prior.spec, prior.spec.family
         self.diagnoses = prior.encoder.diagnoses
@@ -76,17 +80,18 @@ class TrainedGenerator:
         return self._volumes(encoded, seeds)
 
     def _volumes(self, encoded: Tensor, seeds: list[int]) -> Iterator[FloatArray]:
-        for start in range(0, len(seeds), MICRO_BATCH):
-            part = seeds[start : start + MICRO_BATCH]
-            noise = torch.zeros(MICRO_BATCH, self.prior.noise_size)
+        size, device = self.micro_batch, self.prior.floor.spread.device
+        for start in range(0, len(seeds), size):
+            part = seeds[start : start + size]
+            noise = torch.zeros(size, self.prior.noise_size)
             for row, scan_seed in enumerate(part):
                 random = torch.Generator("cpu").manual_seed(scan_seed)
                 noise[row] = torch.randn(self.prior.noise_size, generator=random)
             # The last micro-batch is filled up with its last condition.
-            rows = [min(start + row, len(seeds) - 1) for row in range(MICRO_BATCH)]
+            rows = [min(start + row, len(seeds) - 1) for row in range(size)]
             with one_thread(), torch.no_grad():
-                codes = self.prior.floor.unwhiten(self.prior.sample(encoded[rows], noise))
-                images = self.codec.decode(codes)
+                drawn = self.prior.sample(encoded[rows].to(device), noise.to(device))
+                images = self.codec.decode(self.prior.floor.unwhiten(drawn)).cpu()
             for image in images[: len(part)]:
                 yield to_volume(image.numpy())
 

@@ -134,5 +134,7 @@ def critic(spec: GeneratorSpec, code_shape: tuple[int, ...], n_features: int) ->
         num_res_units=0,
         act=("LEAKYRELU", {"negative_slope": 0.2}),
         norm=None,
+        # MONAI's default of 0.25 draws from torch's global generator: no two runs were equal.
+        dropout=None,
     )
     return net

@@ -24,7 +24,8 @@ from rarescan.errors import GateRefusedError
 from rarescan.files import content_id, read_json, sha256_file, write_json
 from rarescan.generative.contract import Generator
 from rarescan.generative.families import load_generator
-from rarescan.generative.model import MICRO_BATCH, WEIGHTS
+from rarescan.generative.model import MICRO_BATCH, WEIGHTS, read_model
+from rarescan.generative.train import choose_device
 from rarescan.processes import run_parallel
 from rarescan.seeds import derive
 
@@ -49,6 +50,17 @@ class ScanCheck(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Means:
+    """With what scans are drawn."""
+
+    workers: int = 1
+    """Processes on the CPU; the bytes do not depend on it."""
+    device: str = "cpu"
+    """auto, cpu or cuda. A GPU has one process, and `auto` leaves it alone where it does not pay:
+    principal components are decoded on the CPU, by many processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Block:
     """One worker's unit of work: rows first .. first + len(conditions)."""
 
@@ -59,6 +71,7 @@ class _Block:
     first: int
     conditions: tuple[Condition, ...]
     check: ScanCheck | None
+    device: str
 
     @property
     def mark(self) -> Path:
@@ -72,8 +85,8 @@ def write_samples(
     conditions: Sequence[Condition],
     *,
     seed: int,
-    workers: int = 1,
     check: ScanCheck | None = None,
+    means: Means = Means(),  # frozen
 ) -> list[Scan]:
     """Sample every condition into `root`'s volumes and return the scans' records.
 
@@ -88,10 +101,10 @@ def write_samples(
         One a scan.
     seed : int
         Of the batch.
-    workers : int
-        Processes; the bytes do not depend on it.
     check : callable, optional
         Every scan passes it or is drawn again, up to ten times.
+    means : Means
+        Processes and device; one process on the CPU by default.
 
     Returns
     -------
@@ -104,13 +117,17 @@ def write_samples(
     ------
     InputError
         The model cannot be read, or a condition is none that it can serve; before any sample.
+    MissingExtraError, SettingError
+        There is no such device, or it has no room for one scan.
     GateRefusedError
         Ten draws of one scan were refused.
     """
-    generator = load_generator(model)
+    device = _chosen(model, means.device)
+    generator = _loaded(model, sha256_file(model / WEIGHTS), device)
     served = [generator.served(condition) for condition in conditions]
     create_volumes(root, len(served), generator.grid)
     what = [sha256_file(model / WEIGHTS), seed, [asdict(c) for c in served]]
+    what += [device] if device != "cpu" else []
     batch_id = content_id([*what, check.id] if check else what)
     blocks = [
         _Block(
@@ -121,11 +138,13 @@ def write_samples(
             first=first,
             conditions=tuple(served[first : first + _BLOCK]),
             check=check,
+            device=device,
         )
         for first in range(0, len(served), _BLOCK)
     ]
     if not blocks:
         return []
+    workers = means.workers if device == "cpu" else 1
     done = run_parallel(_fill, blocks, what="generate scans", workers=workers)
     rows = [row for block in done for row in block]
     return [_scan(i, *each) for i, each in enumerate(zip(served, rows, strict=True))]
@@ -138,7 +157,7 @@ def _fill(block: _Block) -> list[tuple[str, int]]:
         if done["batch_id"] == block.batch_id:
             return list(zip(done["sha256"], done["refused"], strict=True))
     volumes = np.load(tables(block.root) / VOLUMES, mmap_mode="r+")
-    generator = _loaded(block.model, sha256_file(block.model / WEIGHTS))
+    generator = _loaded(block.model, sha256_file(block.model / WEIGHTS), block.device)
     rows = []
     samples = generator.sample(block.conditions, block.seed, first_index=block.first)
     for row, volume in enumerate(samples):
@@ -168,10 +187,17 @@ def _another(generator: Generator, block: _Block, row: int, refused: int) -> Flo
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: Path, sha256: str) -> Generator:
+def _loaded(model: Path, sha256: str, device: str) -> Generator:
     """Load a generator once in each process; the hash tells another one under the same name."""
     del sha256
-    return load_generator(model)
+    return load_generator(model, device=device)
+
+
+def _chosen(model: Path, device: str) -> str:
+    """Return cpu or cuda."""
+    if device == "auto" and read_model(model).spec.codec == "pca":
+        return "cpu"
+    return choose_device(device).type
 
 
 def _scan(index: int, condition: Condition, drawn: tuple[str, int]) -> Scan:

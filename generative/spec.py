@@ -5,7 +5,7 @@ one. Training is bounded by steps, never by seconds, so that the same seed gives
 a slower machine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types as at
@@ -16,6 +16,7 @@ Family = Literal["vae", "gan", "diffusion", "gaussian", "transfer"]
 CodecName = Literal["haar", "pca", "kl"]
 ConditionName = Literal["age_years", "sex", "site", "severity"]
 Precision = Literal["auto", "fp32", "bf16"]
+Space = Literal["code", "deformation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,9 @@ class GeneratorSpec:
     """Hidden layers for `pca` codes; resolution levels for `haar` and `kl` codes."""
     latent: Annotated[int, at.Ge(1)] = 16
     """Latent variables of the `vae`."""
+    space: Space = "code"
+    """Where `transfer` adds what a diagnosis does: to the donor's code, or as a `deformation` that
+    moves the donor's tissue (needs codec haar)."""
     steps: Annotated[int, at.Ge(1)] = 600
     """Training steps of the network."""
     batch_size: Annotated[int, at.Ge(2)] = 64
@@ -86,6 +90,32 @@ class GeneratorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AcquisitionConfig:
+    """As which scanner would have seen them the scans of a batch are written.
+
+    The candidates are always judged as they are generated.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    how: Literal["none", "set", "drawn", "free"] = "none"
+    """`none`: as generated; `set`: all scans by the four values below; `drawn`: each from what the
+    training persons' scans show; `free`: each from limits wider than any clinical T1."""
+    contrast: tuple[
+        Annotated[float, at.Gt(0), at.Lt(0.75)], Annotated[float, at.Gt(0), at.Lt(0.75)]
+    ] = (0.25, 0.5)
+    """What 0.25 and 0.5 become (about fluid and grey matter) while 0.75 (about white) stays."""
+    blur_mm: Annotated[float, at.Ge(0), at.Le(20)] = 0.0
+    """Full width at half maximum of what is blurred more."""
+    noise: Annotated[float, at.Ge(0), at.Le(0.5)] = 0.0
+    """Standard deviation of Rician noise that is added; 1 is the brightest value."""
+    bias: Annotated[float, at.Ge(0), at.Le(1)] = 0.0
+    """Standard deviation of the logarithm of a coil's shading."""
+    widen: Annotated[float, at.Ge(0), at.Le(5)] = 1.5
+    """How many times wider than the training scans' own range `drawn` draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """What a batch of synthetic persons holds."""
 
@@ -97,3 +127,4 @@ class GenerateConfig:
     """The batch's seed: scan i of a seed is the same whatever else is generated."""
     diagnoses: tuple[str, ...] = ()
     """Which diagnoses; empty: all of the cohort."""
+    acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)

@@ -8,29 +8,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
+import rivals
 import safetensors.torch
 import torch
 import tutorial
+from rivals import COST, SEED, WEIGHTS
 from studies import Study
 
 from rarescan.cohort.contracts import Condition, FloatArray, Scan
 from rarescan.cohort.store import VOLUMES, create_volumes, open_volumes, tables, write_cohort
-from rarescan.files import Recipe, atomic_path, read_json, require_recipe, run_step, write_json
+from rarescan.files import atomic_path, read_json, require_recipe, run_step, write_json
 from rarescan.generative.conditions import draw_conditions
 from rarescan.generative.families import CURVES, load_generator, train_generator
+from rarescan.generative.model import TrainedGenerator
 from rarescan.generative.spec import GeneratorSpec
 from rarescan.seeds import derive
 from rarescan.threads import one_thread
 
-CHUNK = 4
+CHUNK = 8
 """Persons that are drawn before the next look at what is done."""
-COST = "cost.json"
-SEED = 11
-_WEIGHTS = "weights.safetensors"
-_AUTOENCODER, _REAL = "tutorial-autoencoder", "real"
 
 Draw = Callable[[Sequence[Condition], int], FloatArray]
 """Conditions and the index of the first -> volumes (n, x, y, z), 0 to 1, 0 outside the brain."""
@@ -46,13 +45,17 @@ class Row:
     objective: tutorial.Objective | None = None
     """What the tutorial's network learns."""
     solver: tutorial.Solver | None = None
+    trained_as: str = ""
+    """The row whose training this one draws from, with its network whether it was kept or not."""
     draws: Literal["samples", "tutorial", "slow"] = "samples"
     """Which of the three numbers of persons it draws: a thousand calls take half a minute each."""
 
 
+_DIFFUSION = GeneratorSpec(family="diffusion", guidance=1.0)
 ROWS: dict[str, Row] = {
     "real": Row(group="floor"),
-    "diffusion": Row(group="ours", spec=GeneratorSpec(family="diffusion", guidance=1.0)),
+    "diffusion": Row(group="ours", spec=_DIFFUSION),
+    "diffusion-network": Row(group="ours", spec=_DIFFUSION, trained_as="diffusion"),
     "vae": Row(group="ours", spec=GeneratorSpec(family="vae")),
     "gan": Row(group="ours", spec=GeneratorSpec(family="gan")),
     "pca-gaussian": Row(group="baseline", spec=GeneratorSpec(family="gaussian")),
@@ -86,9 +89,9 @@ def trained(study: Study, name: str, effort: Effort) -> Path | None:
     """Return the folder with what a row trained and `cost.json`; None for real persons."""
     row = ROWS[name]
     if row.spec is not None:
-        return _ours(study, name, row.spec, effort)
+        return _ours(study, row.trained_as or name, row.spec, effort)
     if row.objective is not None:
-        return _theirs(study, row.objective, effort)
+        return rivals.network(study, row.objective, effort.budget_s)
     return None
 
 
@@ -104,71 +107,7 @@ def _ours(study: Study, name: str, spec: GeneratorSpec, effort: Effort) -> Path:
             work / COST, {"cpu_seconds": round(seconds, 1), "steps": spec.steps if networks else 0}
         )
 
-    return run_step(study.root / name / "trained", _recipe(study, "train", asdict(spec)), build)
-
-
-def _recipe(study: Study, step: str, config: dict[str, Any]) -> Recipe:
-    return Recipe(
-        step=f"benchmark-{step}",
-        schema=1,
-        config=config,
-        inputs={"prepared": require_recipe(study.prepared).id},
-    )
-
-
-def _images(study: Study) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return training images, padded, and the number of each one's diagnosis."""
-    cohort = study.cohort()
-    rows = cohort.indices("train")
-    volumes = torch.from_numpy(np.asarray(open_volumes(cohort)[rows], np.float32))
-    return tutorial.padded(volumes), _labels([cohort.scans[i].condition for i in rows], study)
-
-
-def _labels(conditions: Sequence[Condition], study: Study) -> torch.Tensor:
-    return torch.tensor([int(c.diagnosis == study.question.positive) for c in conditions])
-
-
-def _autoencoder(study: Study, effort: Effort) -> Path:
-    def build(work: Path) -> None:
-        torch.manual_seed(derive(SEED, _AUTOENCODER))
-        images, _ = _images(study)
-        net = tutorial.autoencoder()
-        with one_thread():
-            spent = tutorial.train_autoencoder(net, images, effort.budget_s / 2)
-        _keep(net, work, spent)
-
-    recipe = _recipe(study, "autoencoder", {"budget_s": effort.budget_s})
-    return run_step(study.root / _AUTOENCODER, recipe, build)
-
-
-def _keep(net: torch.nn.Module, work: Path, spent: tutorial.Spent) -> None:
-    safetensors.torch.save_file(net.state_dict(), work / _WEIGHTS)
-    write_json(work / COST, {"cpu_seconds": round(spent.seconds, 1), "steps": spent.steps})
-
-
-def _latents(study: Study, effort: Effort) -> tutorial.Latents:
-    net = tutorial.autoencoder()
-    folder = _autoencoder(study, effort)
-    net.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
-    net.eval().requires_grad_(False)
-    torch.manual_seed(derive(SEED, "scale"))
-    return tutorial.Latents(net, tutorial.latent_scale(net, _images(study)[0]))
-
-
-def _theirs(study: Study, objective: tutorial.Objective, effort: Effort) -> Path:
-    def build(work: Path) -> None:
-        torch.manual_seed(derive(SEED, objective))
-        images, labels = _images(study)
-        net = tutorial.network(2)
-        with one_thread():
-            latents = _latents(study, effort)
-            spent = tutorial.train_network(
-                net, latents, images, labels, objective, effort.budget_s / 2
-            )
-        _keep(net, work, spent)
-
-    recipe = _recipe(study, "network", {"budget_s": effort.budget_s, "objective": objective})
-    return run_step(study.root / f"tutorial-{objective}", recipe, build)
+    return run_step(study.root / name / "trained", study.recipe("train", asdict(spec)), build)
 
 
 def cost(study: Study, name: str, model: Path | None) -> dict[str, Any]:
@@ -181,9 +120,10 @@ def cost(study: Study, name: str, model: Path | None) -> dict[str, Any]:
         return {"cpu_seconds": 0.0, "steps": 0}
     spent: dict[str, Any] = read_json(model / COST)
     if ROWS[name].spec is not None:
-        spent["network_kept"] = read_json(model / "model" / CURVES)["verdict"].get("network_kept")
+        verdict = read_json(model / "model" / CURVES)["verdict"]
+        spent["network_kept"] = bool(ROWS[name].trained_as) or verdict.get("network_kept")
     if ROWS[name].objective is not None:
-        first = read_json(study.root / _AUTOENCODER / COST)
+        first = read_json(study.root / rivals.AUTOENCODER / COST)
         spent["autoencoder_steps"] = first["steps"]
         spent["cpu_seconds"] = round(spent["cpu_seconds"] + first["cpu_seconds"], 1)
     return spent
@@ -206,7 +146,7 @@ def drawn(study: Study, name: str, model: Path | None, effort: Effort) -> Path:
         write_cohort(work, scans=scans, grid=study.cohort().grid, partition={})
         write_json(work / COST, {"seconds_each": seconds})
 
-    return run_step(study.root / name / f"samples-{n}", _recipe(study, "sample", config), build)
+    return run_step(study.root / name / f"samples-{n}", study.recipe("sample", config), build)
 
 
 def _copy_others(study: Study, work: Path) -> None:
@@ -246,7 +186,9 @@ def _fill(work: Path, study: Study, conditions: Sequence[Condition], draw: Draw)
 
 def _draw(study: Study, name: str, model: Path, effort: Effort) -> Draw:
     if ROWS[name].spec is not None:
-        generator = load_generator(model / "model")
+        generator = cast(TrainedGenerator, load_generator(model / "model"))
+        if ROWS[name].trained_as:
+            generator.prior.network_kept = True
 
         def ours(conditions: Sequence[Condition], first: int) -> FloatArray:
             asked = [generator.served(condition) for condition in conditions]
@@ -259,7 +201,7 @@ def _draw(study: Study, name: str, model: Path, effort: Effort) -> Draw:
 def _tutorial_draw(study: Study, name: str, model: Path, effort: Effort) -> Draw:
     solver = ROWS[name].solver or "ddpm-1000"
     net = tutorial.network(2)
-    net.load_state_dict(safetensors.torch.load_file(model / _WEIGHTS))
+    net.load_state_dict(safetensors.torch.load_file(model / WEIGHTS))
     net.eval()
     cohort = study.cohort()
     real = open_volumes(cohort)[cohort.indices("train")]
@@ -269,12 +211,12 @@ def _tutorial_draw(study: Study, name: str, model: Path, effort: Effort) -> Draw
     darkest = float(np.quantile(real[real > 0], 0.01))
     x, y, z = real.shape[1:]
     with one_thread():
-        latents = _latents(study, effort)
+        latents = rivals.latents(study, effort.budget_s)
 
     def theirs(conditions: Sequence[Condition], first: int) -> FloatArray:
         torch.manual_seed(derive(SEED, "draw", first))
         with one_thread(), torch.no_grad():
-            made = tutorial.draw(net, latents, _labels(conditions, study), (x, y, z), solver)
+            made = tutorial.draw(net, latents, rivals.labels(conditions, study), (x, y, z), solver)
         volumes = made.clamp(0, 1).numpy()
         return np.asarray(np.where(inside & (volumes > darkest), volumes, 0), np.float32)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,11 @@ class Study:
     def cohort(self) -> Cohort:
         """Return the prepared cohort."""
         return open_cohort(self.prepared)
+
+    def recipe(self, step: str, config: dict[str, Any]) -> Recipe:
+        """Return the recipe of one of the benchmark's cells."""
+        inputs = {"prepared": require_recipe(self.prepared).id}
+        return Recipe(step=f"benchmark-{step}", schema=1, config=config, inputs=inputs)
 
     def network(self) -> DomainNetwork:
         """Return the judge: a network trained on real training persons only."""

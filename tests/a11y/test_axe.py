@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import classifier_table
 import numpy as np
 import pytest
 from run_folder import build_run
 
 from rarescan.cohort.contracts import Condition
 from rarescan.evaluation import drift, monitor
+from rarescan.evaluation.classifier_page import write_page
 from rarescan.evaluation.drift import APPEARANCE, Look
 from rarescan.evaluation.report import write_report
 from rarescan.evaluation.spec import MonitorConfig
@@ -56,6 +58,14 @@ def test_the_monitors_page_has_no_serious_barrier(
     extra = {"champion": {"reason": "The run has no champion."}, "phantom": True, "ids": {"a": "b"}}
     monitor.write_page(tmp_path, drift.drift(known, new, MonitorConfig()) | extra)
     assert serious(look(tmp_path / monitor.PAGE)) == []
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_classifiers_page_has_no_serious_barrier(
+    tmp_path: Path, look: Callable[..., Any], labelled: bool
+) -> None:
+    folder = classifier_table.write_folder(tmp_path, labelled=labelled)
+    assert serious(look(write_page(folder))) == []
 
 
 def test_a_barrier_would_be_found(tmp_path: Path, look: Callable[..., Any]) -> None:

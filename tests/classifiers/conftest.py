@@ -9,9 +9,9 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from rarescan.classifiers.examples import Examples
 from rarescan.classifiers.spec import ClassifierConfig
-from rarescan.cohort.contracts import Condition, Scan, brain_grid
+from rarescan.cohort.contracts import Condition, Scan, brain_grid, plane_grid
 from rarescan.cohort.partition import PartitionConfig, draw_partition
-from rarescan.cohort.store import create_volumes, write_cohort
+from rarescan.cohort.store import create_volumes, write_cohort, write_metadata
 from rarescan.files import Recipe, run_step, write_json
 from rarescan.seeds import generator
 
@@ -117,3 +117,76 @@ def make_examples() -> Callable[..., Examples]:
 def quick() -> ClassifierConfig:
     """Return settings that train in a second at 8 mm."""
     return ClassifierConfig(steps=60, seed=3)
+
+
+def _write_pictures(
+    root: Path,
+    persons: dict[str, int],
+    *,
+    frames: int = 2,
+    edge: int = 16,
+    planes: int = 1,
+    effect: float = 0.9,
+    seed: int = 0,
+    modality: str = "US",
+    sources: int = 2,
+    partition: bool = True,
+    change: Callable[[Scan], Scan] = lambda scan: scan,
+) -> Path:
+    """Write a prepared cohort of pictures: class c has a bright bar in the c-th row of blocks."""
+    grid = plane_grid(edge, edge, planes)
+    people = [(name, i) for name, n in persons.items() for i in range(n)]
+    scans = [
+        change(
+            Scan(
+                scan_id=f"S{p:03d}-{f}",
+                person_id=f"P{p:03d}",
+                session=f"C{p:03d}",
+                modality=modality,
+                unit="frame",
+                origin="phantom",
+                target=name,
+                site=f"H{i % sources}",
+                licence="CC BY 4.0",
+                condition=Condition(diagnosis=name),
+            )
+        )
+        for p, (name, i) in enumerate(people)
+        for f in range(frames)
+    ]
+
+    def build(work: Path) -> None:
+        volumes = create_volumes(work, len(scans), grid)
+        names = list(persons)
+        for i, scan in enumerate(scans):
+            random = generator(seed, scan.person_id)
+            person = gaussian_filter(random.normal(size=grid.shape), (2, 2, 0)) + 0.4
+            image = person + 0.05 * generator(seed, scan.scan_id).normal(size=grid.shape)
+            height = edge // len(names)
+            place = names.index(scan.condition.diagnosis) * height
+            image[place : place + height] += effect
+            volumes[i] = np.clip(image, 0.01, 1)
+        config = PartitionConfig(fewest_validation=0)
+        parts = draw_partition(scans, config) if partition else {}
+        write_cohort(work, scans=scans, grid=grid, partition=parts)
+        rows = [
+            {"width": 600 + j % 7, "height": 480, "frames_per_second": 20.0}
+            for j, _ in enumerate(scans)
+        ]
+        write_metadata(work, rows)
+
+    recipe = Recipe(step="prepare", schema=1, config={"seed": seed, "persons": persons})
+    return run_step(root, recipe, build)
+
+
+@pytest.fixture(scope="session")
+def make_pictures() -> Callable[..., Path]:
+    """Return the function that writes a small cohort of pictures."""
+    return _write_pictures
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return 3 classes, 12 persons each, two frames a person."""
+    root = tmp_path_factory.mktemp("pictures") / "prepared"
+    return _write_pictures(root, {"covid": 12, "pneumonia": 12, "regular": 12})

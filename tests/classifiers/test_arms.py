@@ -18,7 +18,7 @@ from rarescan.classifiers.network import load_network
 from rarescan.classifiers.spec import Arm, ClassifierConfig, RetrainConfig
 from rarescan.cohort.contracts import Part, Question
 from rarescan.cohort.store import open_cohort
-from rarescan.errors import GridMismatchError, InputError
+from rarescan.errors import GridMismatchError, InputError, SettingError
 from rarescan.files import require_recipe, write_json
 
 QUICK = RetrainConfig(seeds=2, classifier=ClassifierConfig(steps=10))
@@ -196,6 +196,7 @@ def test_without_a_batch_there_is_no_synthetic_arm(prepared: Path, tmp_path: Pat
     }
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_ends_the_same(
     prepared: Path,
     batch: Path,
@@ -314,6 +315,35 @@ def test_a_planted_effect_is_found_on_test_persons(prepared: Path, tmp_path: Pat
     unit = _unit(prepared, None, "classical", config=config, work=tmp_path)
     rows = arms.run_unit(unit)["predictions"]
     assert roc_auc_score([r["truth"] for r in rows], [r["score"] for r in rows]) > 0.9
+
+
+@pytest.mark.parametrize("model", ["network", "linear"])
+def test_arms_of_pictures_take_the_modality_of_the_cohort(
+    model: Any, pictures: Path, tmp_path: Path
+) -> None:
+    question = Question(positive="covid", negative="regular")
+    config = RetrainConfig(classifier=ClassifierConfig(steps=40, channels=(4, 8)), seeds=1)
+    unit = _unit(
+        pictures, None, "real", work=tmp_path, model=model, config=config, question=question
+    )
+    rows = arms.run_unit(unit)["predictions"]
+    assert roc_auc_score([r["truth"] for r in rows], [r["score"] for r in rows]) > 0.9
+    if model == "network":
+        opened = load_network(unit.folder, "cpu")
+        assert opened.modality.name == "ultrasound"
+        assert opened.shape == (16, 16, 1)
+
+
+def test_arms_take_the_same_steps_and_refuse_what_would_change_that(
+    prepared: Path, tmp_path: Path
+) -> None:
+    config = replace(QUICK, classifier=ClassifierConfig(patience=3))
+    with pytest.raises(SettingError, match="different numbers of steps"):
+        arms.run_arms(tmp_path, prepared, None, config, QUESTION)
+    idle = replace(QUICK, classifier=ClassifierConfig(network="resnet10", channels=(4,)))
+    with pytest.raises(SettingError, match=r"retrain\.classifier\.channels"):
+        arms.run_arms(tmp_path, prepared, None, idle, QUESTION)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from rarescan.classifiers import baseline, network, train
-from rarescan.classifiers.contract import Classifier, choose_device, person_means
+from rarescan.classifiers.contract import Classifier, choose_device, group_means, person_means
 from rarescan.classifiers.examples import Examples, balanced_pools
 from rarescan.classifiers.mri import MRI
 from rarescan.classifiers.spec import ClassifierConfig
@@ -137,6 +137,17 @@ def test_one_class_alone_is_refused(
 def test_a_person_scores_the_mean_over_the_scans() -> None:
     scores = np.array([0.2, 0.9, 0.4], np.float32)
     assert person_means(["b", "a", "b"], scores) == pytest.approx({"b": 0.3, "a": 0.9})
+
+
+def test_the_top_scans_of_a_clip_show_what_most_frames_do_not() -> None:
+    frames = np.array([[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 2 + [[0.8, 0.2]], np.float32)
+    clips = ["a"] * 10 + ["b"]
+    names, means = group_means(clips, frames)
+    assert names == ["a", "b"]
+    np.testing.assert_allclose(means, [[0.74, 0.26], [0.8, 0.2]], atol=1e-6)
+    top = group_means(clips, frames, top=2)[1]
+    np.testing.assert_allclose(top, [[0.5, 0.5], [0.8, 0.2]], atol=1e-6)
+    assert group_means([], np.empty((0, 2), np.float32))[1].shape == (0, 2)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1, width=32)), min_size=1))

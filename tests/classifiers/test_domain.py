@@ -105,3 +105,13 @@ def test_a_diagnosis_that_nobody_has_is_refused(prepared: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="one class"):
         train_network(prepared, tmp_path, CONFIG, Question(positive="AD"), device="cpu")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_judge_of_pictures_reads_pictures(pictures: Path, tmp_path: Path) -> None:
+    question = Question(positive="covid", negative="regular")
+    config = ClassifierConfig(steps=40, channels=(4, 8), seed=4)
+    opened = open_network(
+        train_network(pictures, tmp_path, config, question, device="cpu"), device="cpu"
+    )
+    persons = labelled(open_cohort(pictures), question, "validation", "test")
+    assert roc_auc_score(persons.labels, opened.embed(persons.read())[1][:, 1]) > 0.9

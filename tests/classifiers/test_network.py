@@ -10,8 +10,9 @@ import torch
 
 from rarescan.classifiers import train
 from rarescan.classifiers.examples import Examples, balanced_pools
-from rarescan.classifiers.mri import MRI, FlatNetwork, prepare
+from rarescan.classifiers.mri import MRI, prepare
 from rarescan.classifiers.network import TrainedNetwork, load_network
+from rarescan.classifiers.networks import FlatNetwork
 from rarescan.classifiers.spec import ClassifierConfig
 from rarescan.cohort.contracts import brain_grid
 from rarescan.errors import InputError

@@ -35,7 +35,7 @@ def test_every_link_between_pages_leads_somewhere(page: str) -> None:
 def test_every_verb_of_the_readme_exists() -> None:
     from typer.main import get_command
 
-    from rarescan.cli import beside, verbs  # noqa: F401
+    from rarescan.cli import beside, classify, compress, echo, grid, verbs  # noqa: F401
     from rarescan.cli.main import app
 
     readme = (ROOT / "README.md").read_text()

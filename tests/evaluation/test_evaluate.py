@@ -134,6 +134,15 @@ def test_scores_are_plain_json_of_the_contracts(work, scores):
     )
 
 
+def test_the_sharpness_gates_power_against_blur_grows_with_the_blur(scores):
+    for candidate in scores["candidates"].values():
+        told = candidate["high_frequency"]["power_at_blur"]
+        assert [row["sd_voxels"] for row in told] == [0.3, 0.5, 0.8]
+        powers = [row["power"] for row in told]
+        assert powers == sorted(powers)
+        assert powers[-1] > 0.9
+
+
 def test_every_set_has_one_vector_a_person(work):
     found = features.read_features(work)
     assert set(found) == {"domain-train", "regions"}

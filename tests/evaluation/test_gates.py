@@ -112,6 +112,52 @@ def test_blur_fails_the_high_frequency_gate_and_equal_detail_passes():
     assert few.outcome == "insufficient"
 
 
+@pytest.mark.parametrize("persons", [20, 60])
+def test_the_sharpness_gates_power_at_no_blur_is_its_level_and_at_a_strong_one_1(persons):
+    random = np.random.default_rng(9)
+    real = random.normal(size=(30, persons))
+    none = [plausibility.blur_power(values, values, 200, seed=i) for i, values in enumerate(real)]
+    assert np.mean(none) == pytest.approx(0.05, abs=0.02)
+    assert plausibility.blur_power(real[0], real[0] - 3, 200) == 1
+
+
+def test_the_sharpness_gates_own_power_is_that_of_the_gate_itself():
+    # A drop of half a standard deviation is seen by 30 persons in about four of five runs.
+    random = np.random.default_rng(10)
+    pools = random.normal(size=(25, 30))
+    said = np.mean([plausibility.blur_power(values, values - 0.5, 200) for values in pools])
+    gates = [
+        plausibility.high_frequency_gate(
+            random.normal(size=30), random.normal(-0.5, size=200), fewest_persons=20
+        )[0]
+        for _ in range(300)
+    ]
+    assert said == pytest.approx(np.mean([g.outcome == "fail" for g in gates]), abs=0.08)
+
+
+def test_more_persons_and_more_blur_are_noticed_more_often():
+    values = np.random.default_rng(11).normal(size=80)
+    few, many = (plausibility.blur_power(values[:n], values[:n] - 0.5, 200) for n in (10, 80))
+    weak, strong = (plausibility.blur_power(values, values - drop, 200) for drop in (0.1, 0.3))
+    assert few < many
+    assert weak < strong
+
+
+def test_a_blur_of_white_noise_costs_the_power_that_its_transfer_function_says():
+    volumes = np.random.default_rng(12).normal(size=(2, 48, 48, 48)).astype(np.float32)
+    window = np.ones((48, 48, 48), np.float32)
+    lost = (
+        measures.blurred_high_frequency(volumes, window)
+        - measures.high_frequency(volumes, window)[:, None]
+    )
+    axes = np.meshgrid(*[np.fft.fftfreq(48)] * 3, indexing="ij")
+    radius = np.sqrt(sum(f**2 for f in axes))
+    for column, sd in zip(lost.T, measures.BLURS_VOXELS, strict=True):
+        kept = np.exp(-((2 * np.pi * sd * radius) ** 2))
+        bands = [kept[(radius >= a) & (radius < b)].mean() for a, b in ((0.06, 0.25), (0.25, 0.5))]
+        assert column == pytest.approx(np.log(bands[1] / bands[0]), abs=0.03)
+
+
 def test_a_pure_tone_lies_in_its_band():
     x = np.arange(24)
     low, high = (

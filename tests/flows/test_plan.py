@@ -1,15 +1,22 @@
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from rarescan.configs.schema import RunConfig, parse_config
+from rarescan.configs.schema import RunConfig, json_schema, parse_config, plain_config
 from rarescan.errors import InputError, SettingError
 from rarescan.files import Recipe, run_step
 from rarescan.flows.lineage import trace_back
 from rarescan.flows.plan import (
     Places,
     finished_report,
+    hide_paths,
     mark_finished,
+    show_paths,
     source_of,
     with_phantom_tables,
 )
@@ -94,3 +101,61 @@ def test_a_foreign_file_cannot_be_traced(tmp_path: Path) -> None:
         trace_back(tmp_path / "letter.txt")
     with pytest.raises(InputError, match="There is no"):
         trace_back(tmp_path / "nothing")
+
+
+NAMES_A_PLACE = re.compile(
+    r"\b(files?|folders?|archives?|csv|tsv|url|uri|paths?|directory|program|server|https?|form|weights)\b",
+    re.IGNORECASE,
+)
+"""What the description of a setting says, or the parts of its name, where it holds a place."""
+NO_PLACES = {"columns", "licence", "name", "own_ae_title", "sha256", "weights_sha256"}
+"""Settings that speak of a file, a folder or a table and hold none."""
+
+
+def texts(
+    node: dict[str, Any], defs: dict[str, Any], key: str = "", told: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Yield name and description of every setting that may be any text."""
+    told = node.get("description", told)
+    if "$ref" in node:
+        node = defs[node["$ref"].rsplit("/", 1)[-1]]
+    if node.get("type") == "string" and not {"enum", "const"} & node.keys():
+        yield key, told
+    for name, inner in node.get("properties", {}).items():
+        yield from texts(inner, defs, name, "")
+    inside = [node.get("items"), node.get("additionalProperties"), *node.get("anyOf", ())]
+    for inner in [one for one in inside if isinstance(one, dict)]:
+        yield from texts(inner, defs, key, told)
+
+
+def test_every_setting_that_holds_a_path_or_an_address_is_hidden_from_prefect() -> None:
+    schema = json_schema()
+    places = {
+        key
+        for key, told in texts(schema, schema["$defs"])
+        if NAMES_A_PLACE.search(f"{key.replace('_', ' ')} {told}")
+    } - NO_PLACES
+    assert {"path", "codec_weights", "checkpoints", "weights", "tracking_uri", "runs"} <= places
+    shown = {key for key in places if not isinstance(hide_paths({key: "x"})[key], SecretStr)}
+    assert not shown, f"add to flows.plan._PATHS, or to NO_PLACES here: {shown}"
+
+
+def test_hidden_settings_say_nothing_and_come_back_whole() -> None:
+    name = "DOE^JANE"
+    extractor = {"name": "x", "kind": "inception", "path": name, "sha256": "0" * 64}
+    places = ("codec_weights", "init_from", "checkpoints")
+    config = parse_config(
+        {
+            "runs": name,
+            "train": {"diffusion": dict.fromkeys(places, name)},
+            "evaluate": {"extractors": [extractor]},
+            "retrain": {"classifier": {"weights": name, "weights_sha256": "0" * 64}},
+            "prepare": {"strip_command": [name, "{in}", "{out}"]},
+            "push": {"targets": {"archive": {"address": f"https://{name}@host/dicom-web"}}},
+            "registry": {"tracking_uri": f"http://user:{name}@host"},
+        }
+    )
+    hidden = hide_paths(plain_config(config))
+    assert name in json.dumps(plain_config(config))
+    assert name not in repr(hidden)
+    assert show_paths(hidden) == plain_config(config)

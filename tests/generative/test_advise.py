@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,22 @@ import torch
 
 from rarescan.cohort.contracts import Cohort, Condition, Scan, brain_grid
 from rarescan.errors import InputError
+from rarescan.files import write_json
 from rarescan.generative import advise as advise_
+from rarescan.generative import places
 from rarescan.generative.advise import Advised, advise
 from rarescan.generative.families import train_generator
-from rarescan.generative.places import PLACES, Place
+from rarescan.generative.places import read_places
 from rarescan.generative.spec import GeneratorSpec
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_table() -> Iterator[None]:
+    read_places.cache_clear()
+    yield
+    read_places.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +75,31 @@ def test_one_patient_is_refused_for_every_family() -> None:
     assert set(verdicts(advise(cohort_of(1, 30), device=CPU)).values()) == {"refused"}
 
 
-def test_a_family_that_was_measured_to_be_better_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    better = Place(place="better", difference=-0.02, se=0.005)
-    monkeypatch.setattr(advise_, "PLACES", PLACES | {"vae": better})
+def test_a_family_that_the_benchmarks_table_calls_better_is_taken_with_its_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # As `python benchmarks/generative` writes it, with what a later one may add.
+    about = {"population": "phantom, hard", "spacing_mm": 2.0, "patients": 60, "controls": 90,
+             "held_out": 77, "prepared": "x", "against": "pca-gaussian", "date": "d"}  # fmt: skip
+    vae = {"difference": -0.02, "se": 0.005, "p": 6e-05, "place": "better", "network_kept": None}
+    write_json(tmp_path / "places.json", {"about": about, "families": {"vae": vae}})
+    monkeypatch.setattr(places, "_TABLE", tmp_path / "places.json")
+    read_places.cache_clear()
     told = advise(cohort_of(40, 80), device=CPU)
     assert verdicts(told)["vae"] == "take"
-    assert "better than it (-20.0 +- 5.0" in told.table()
+    assert "better than it (-20.0 +- 5.0 in squared MMD x 1000, p 6e-05)" in told.table()
+    assert "phantom, hard, 60 patients and 90 controls at 2 mm, 77 persons" in told.notes[-2]
+    assert "Not measured against it." in told.families[-1].why
+    few = advise(cohort_of(8, 80), device=CPU).families[3].why
+    assert "8 patients, too few by our judgement; with 60: Measured" in few
+
+
+def test_the_shipped_table_has_every_family_that_is_held_against_the_gaussian() -> None:
+    shipped = read_places()
+    assert set(shipped.families) == {"transfer", "vae", "gan", "diffusion"}
+    for place in shipped.families.values():
+        assert (place.place == "no better") == (place.p >= 0.05)
+        assert place.se > 0
 
 
 def test_fine_grids_get_the_exact_codec_and_coarse_ones_components() -> None:

@@ -155,6 +155,7 @@ def test_an_imported_autoencoder_of_one_channel_begins_as_what_it_was(tmp_path: 
     assert not made[:, 1].any()
 
 
+@pytest.mark.long
 def test_a_generator_from_imported_weights_needs_them_no_more(
     tmp_path: Path, cohort: Path, quick: Callable[..., GeneratorSpec]
 ) -> None:

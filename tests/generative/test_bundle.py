@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from rarescan.generative.program import (
 
 Trained = Callable[[str, str], Path]
 
-# Runs MONAI's own command where no module of ours can be imported, and says so at the end.
+# Types MONAI's own command where no module of ours can be imported, and says so at the end.
 WITHOUT_OURS = """
 import sys
 
@@ -49,16 +50,9 @@ except ImportError:
     pass
 else:
     raise SystemExit("rarescan could be imported")
-from monai.bundle import run
-root, options = sys.argv[1], dict(word.split("=") for word in sys.argv[2:])
-numbers = {k: float(v) if k == "age_years" else v for k, v in options.items()}
-numbers |= {k: int(v) for k, v in options.items() if k in ("seed", "index", "site")}
-run(
-    config_file=f"{root}/configs/inference.json",
-    meta_file=f"{root}/configs/metadata.json",
-    bundle_root=root,
-    **numbers,
-)
+import runpy
+sys.argv = ["monai.bundle", *sys.argv[1:]]
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 assert not [name for name in sys.modules if name.partition(".")[0] == "rarescan"]
 print("done without rarescan")
 """
@@ -112,14 +106,25 @@ def test_the_program_gives_the_samplers_volume_for_the_same_noise(
         assert wanted.max() > 0
 
 
+def command(root: Path) -> list[str]:
+    """Return what the bundle's own page says to type, without `python -m monai.bundle`."""
+    block = (root / "docs" / "README.md").read_text().split("```")[1]
+    words = shlex.split(block[block.index("python -m") :].replace("\\\n", " "))
+    assert words[:3] == ["python", "-m", "monai.bundle"]
+    return words[3:]
+
+
 @pytest.mark.long
-def test_a_bundle_samples_where_our_code_is_not(trained: Trained, tmp_path: Path) -> None:
+def test_the_command_of_a_bundles_page_samples_where_our_code_is_not(
+    trained: Trained, tmp_path: Path
+) -> None:
     model = trained("diffusion", "pca")
     root = export_bundle(model, tmp_path / "bundle", despite_gates=True)
-    options = ["diagnosis=control", "age_years=63", "sex=F", "site=2", "seed=9", "index=3"]
+    # Later words win: the same command with other values.
+    more = shlex.split("--diagnosis control --age_years 63 --sex F --site 2 --seed 9 --index 3")
     done = subprocess.run(
-        [sys.executable, "-I", "-c", WITHOUT_OURS, str(root), *options],
-        cwd=tmp_path,
+        [sys.executable, "-I", "-c", WITHOUT_OURS, *command(root), *more],
+        cwd=root,
         capture_output=True,
         text=True,
     )

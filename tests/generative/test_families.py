@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from rarescan.cohort.contracts import Condition, FloatArray, Scan
 from rarescan.errors import ChangedRecipeError, InputError, SettingError
-from rarescan.generative import code_store, families
+from rarescan.generative import autoencoder, code_store, families
 from rarescan.generative.contract import Batch
 from rarescan.generative.families import FAMILIES, load_generator, train_generator
+from rarescan.generative.run import Plan
 from rarescan.generative.spec import GeneratorSpec
 
 Spec = Callable[..., GeneratorSpec]
@@ -239,6 +240,32 @@ def test_a_fit_killed_between_codes_goes_on_to_the_same_bytes(
     assert seen[17:22] == list(range(16, 21))
     wanted = (trained("gaussian", "haar") / "weights.safetensors").read_bytes()
     assert (model / "weights.safetensors").read_bytes() == wanted
+
+
+def test_a_kl_codec_is_kept_at_the_second_place_under_the_name_of_its_own_training(
+    cohort: Path, quick: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = []
+
+    def stopped(model: Any, data: Any, plan: Plan, **more: Any) -> None:
+        plans.append(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autoencoder, "fit", stopped)
+    for place, codec_steps in (("here", 3), ("elsewhere", 3), ("other", 4)):
+        spec = quick(
+            family="gaussian",
+            codec="kl",
+            codec_steps=codec_steps,
+            checkpoints="memory://bucket",
+            checkpoint_minutes=3.0,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train_generator(cohort, tmp_path / place, spec, device="cpu")
+    assert {(p.checkpoints, p.checkpoint_minutes) for p in plans} == {("memory://bucket", 3.0)}
+    here, elsewhere, other = (plan.training for plan in plans)
+    assert here == elsewhere != other
+    assert len(here) == 16
 
 
 def test_a_cohort_that_is_not_on_a_grid_is_refused(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rarescan.cohort.contracts import Condition
 from rarescan.generative.conditions import ConditionEncoder
-from rarescan.generative.contract import Prior
+from rarescan.generative.contract import Batch, Prior
 from rarescan.generative.families import FAMILIES
 from rarescan.generative.floor import Floor
 from rarescan.generative.spec import GeneratorSpec
@@ -134,3 +134,27 @@ def test_severity_varies_where_the_patients_do_beyond_the_controls() -> None:
         sd.append(model.severity_sd[1].item())
     assert sd[0] < 0.3
     assert sd[1] == pytest.approx(torch.linspace(-1, 1, 20).std().item(), abs=0.2)
+
+
+@pytest.mark.parametrize("shape", [(14,), (8, 4, 4, 4)])
+@pytest.mark.parametrize("family", ["gan", "vae", "diffusion"])
+def test_a_loss_draws_from_its_batch_only_and_is_the_same_every_time(
+    family: str, shape: tuple[int, ...]
+) -> None:
+    encoder = ConditionEncoder.fit(CONDITIONS, ())
+    encoded = encoder.encode(CONDITIONS)
+    codes = torch.randn(N, *shape, generator=torch.Generator().manual_seed(3))
+    spec = replace(SPEC, family=family, width=8, depth=1)  # type: ignore[arg-type]
+    model = FAMILIES[spec.family](spec, Floor.fit(codes, encoded, 2), encoder).train()
+    before = torch.get_rng_state()
+
+    def losses() -> list[Tensor]:
+        noise = [torch.Generator().manual_seed(step) for step in range(len(model.players()))]
+        batches = [
+            Batch(step=8, n_steps=9, values=codes[:4], encoded=encoded[:4], noise=random)
+            for random in noise
+        ]
+        return [player.loss(b) for player, b in zip(model.players(), batches, strict=True)]
+
+    assert losses() == losses()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -186,6 +186,7 @@ def test_pictures_stand_as_radiologists_read_them(series: Path) -> None:
     assert [float(v) for v in ds.ImageOrientationPatient] == [1, 0, 0, 0, 1, 0]
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(
     angles=st.tuples(*[st.floats(-180, 180)] * 3),

@@ -239,6 +239,7 @@ bounded = settings(
 )
 
 
+@pytest.mark.long
 @bounded
 @given(shape=shapes, faults=spoilt, order=st.integers(0, 99), packed=st.booleans())
 def test_spoilt_series_are_counted_do_not_leak_and_are_right_where_used(

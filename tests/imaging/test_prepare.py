@@ -320,6 +320,7 @@ def test_the_quality_table_has_one_row_a_scan(prepared: Path) -> None:
     assert (table["determinant"] == 1).all()
 
 
+@pytest.mark.long
 def test_the_bytes_do_not_depend_on_the_number_of_workers(
     native: Path, prepared: Path, tmp_path: Path
 ) -> None:
@@ -327,6 +328,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     assert digests(other) == digests(prepared)
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_where_it_stopped(
     native: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

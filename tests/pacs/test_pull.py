@@ -241,6 +241,7 @@ def test_an_archive_that_ignores_the_question_gives_no_other_person(
     assert done.n_series == 0
 
 
+@pytest.mark.long
 @here
 @pytest.mark.parametrize("way", ["web", "get", "move"])
 @pytest.mark.parametrize("fault", ["fewer", "more", "twice", "foreign"])

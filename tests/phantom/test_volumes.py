@@ -92,6 +92,7 @@ def test_the_population_is_not_mirror_symmetric() -> None:
     assert np.abs(mean - mean[::-1])[template > 0.3].mean() > 0.02
 
 
+@pytest.mark.long
 def test_easy_patients_are_told_apart_by_a_linear_baseline() -> None:
     # AUC 0.973 (120 to train, 200 to test; the model's own measurement 0.975), here with fewer.
     config = PhantomConfig(patients=60, controls=60)

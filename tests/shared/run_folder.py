@@ -22,6 +22,7 @@ from rarescan.files import Recipe, write_json
 
 PARTS = ("train", "train", "train", "validation", "test")
 FAMILIES = ("vae", "gan", "diffusion")
+BLURS = [{"sd_voxels": 0.3, "power": 0.41}, {"sd_voxels": 0.5, "power": 1.0}]
 REGIONS = tuple(
     f"{n}_{side}" for n in ("frontal", "insula", "parietal") for side in ("left", "right")
 )
@@ -118,7 +119,7 @@ def _candidate(rank: int, patient: str) -> dict[str, Any]:
             "ms_ssim_real": None,
         },
         "spread": {"outcome": outcome, "statistic": -0.12, "power_at_37pct_loss": 0.62},
-        "high_frequency": {"name": "high_frequency", "hf_excess": rank == 0},
+        "high_frequency": {"hf_excess": rank == 0, "power_at_blur": BLURS if rank else None},
         "plausibility": {
             "implausible": 2,
             "n": 10,

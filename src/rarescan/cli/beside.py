@@ -336,10 +336,13 @@ def deploy(
     local: Annotated[
         bool, typer.Option("--local", help="Serve from this process until it is stopped.")
     ] = False,
+    together: Annotated[
+        str, typer.Option("--together", help="A cron line: run all of them side by side then.")
+    ] = "",
 ) -> None:
     """Serve the flows with the schedules of their settings."""
     if not local:
         raise SettingError("Only serving from this machine is available.", remedy="Add --local.")
     from rarescan.flows.deploy import serve_local
 
-    serve_local([load_config(config) for config in configs])
+    serve_local([load_config(config) for config in configs], together)

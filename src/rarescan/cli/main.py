@@ -29,7 +29,8 @@ def main() -> None:
     show_log()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    from rarescan.cli import beside, verbs  # noqa: F401  (their commands register themselves on `app`)
+    # Their commands register themselves on `app`.
+    from rarescan.cli import beside, classify, compress, echo, grid, verbs  # noqa: F401
 
     try:
         app()

@@ -88,7 +88,7 @@ def ingest(
     export: Export,
     cohort: Out,
     config: Config = "",
-    kind: Annotated[str | None, typer.Option(help="dicom, bids or table (source.kind).")] = None,
+    kind: Annotated[str | None, typer.Option(help="dicom, bids, table or pictures.")] = None,
     labels: Annotated[str | None, typer.Option(help="CSV of diagnoses (ingest.labels).")] = None,
     key_file: Annotated[str | None, typer.Option(help="Pseudonym key (ingest.key_file).")] = None,
     workers: Workers = None,
@@ -185,12 +185,15 @@ def evaluate(
     config: Config = "",
     n_synthetic: Annotated[int | None, typer.Option(help="evaluate.n_synthetic")] = None,
     workers: Workers = None,
+    device: Device = None,
     set_: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score every candidate below MODELS against validation persons, with intervals and gates."""
-    settings = settings_of(config, set_, {"evaluate.n_synthetic": n_synthetic, "workers": workers})
+    settings = settings_of(
+        config, set_, {"evaluate.n_synthetic": n_synthetic, "workers": workers, "device": device}
+    )
     folders = {"prepared": prepared, "models": models, "folder": evaluation}
     _run(settings, "evaluate", folders, overwrite=overwrite, as_json=as_json)
 
@@ -243,13 +246,16 @@ def generate(
     ] = "",
     config: Config = "",
     workers: Workers = None,
+    device: Device = None,
     set_: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a batch of synthetic persons from the champion (ages and sites as in PREPARED)."""
     settings = settings_of(
-        config, set_, {"generate.n": n, "generate.seed": seed, "workers": workers}
+        config,
+        set_,
+        {"generate.n": n, "generate.seed": seed, "workers": workers, "device": device},
     )
     if source:
         from rarescan.flows.counterfactual import Wish, counterfactual
@@ -309,7 +315,9 @@ def report(
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(help="A YAML file or a preset (demo, cohort, ...).")],
+    configs: Annotated[
+        list[str], typer.Argument(help="YAML files or presets (demo, ...); several: side by side.")
+    ],
     name: Annotated[str | None, typer.Option(help="The run's name (name).")] = None,
     workers: Workers = None,
     device: Device = None,
@@ -321,22 +329,31 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Go the whole way, from what came in to the report; repeating it continues."""
-    from rarescan.flows.plan import Places, finished_report, source_of
+    from rarescan.flows.plan import Places, finished_report, require_apart, source_of
 
-    settings = settings_of(config, set_, {"name": name, "workers": workers, "device": device})
-    source_of(settings)
-    if overwrite or finished_report(settings) is None:
-        from rarescan.flows.start import run_augment
+    options = {"name": name, "workers": workers, "device": device}
+    runs = [settings_of(config, set_, options) for config in configs]
+    require_apart(runs)
+    for one in runs:
+        source_of(one)
+    waiting = [one for one in runs if overwrite or finished_report(one) is None]
+    if waiting:
+        from rarescan.flows.start import run_augment, run_together
 
-        run_augment(settings, overwrite=overwrite)
-    content = read_json(Places(settings.root).root / "report.json")
+        if len(waiting) == 1:
+            run_augment(waiting[0], overwrite=overwrite)
+        else:
+            run_together(waiting, overwrite=overwrite)
+    contents = [read_json(Places(one.root).root / "report.json") for one in runs]
     if as_json:
-        typer.echo(json.dumps(content))
+        typer.echo(json.dumps(contents if len(contents) > 1 else contents[0]))
     else:
-        typer.echo(content["verdict"]["sentence"])
-        typer.echo(f"Report: {Places(settings.root).report}")
-    if strict and content["verdict"]["code"] != "use":
+        for one, content in zip(runs, contents, strict=True):
+            typer.echo(content["verdict"]["sentence"])
+            typer.echo(f"Report: {Places(one.root).report}")
+    verdicts = [content["verdict"]["code"] for content in contents]
+    if strict and any(verdict != "use" for verdict in verdicts):
         raise GateRefusedError(
-            f"The verdict is '{content['verdict']['code']}', not 'use'.",
+            f"The verdict is '{', '.join(verdicts)}', not 'use'.",
             remedy="Read the report; run without --strict to accept any verdict.",
         )

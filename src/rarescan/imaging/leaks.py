@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pydicom
+from PIL import Image
 
 from rarescan.errors import InputError
 from rarescan.imaging.index import Index
@@ -174,6 +175,9 @@ def texts_in(path: Path) -> Iterator[str]:
         yield "\n".join(_strings(pq.ParquetFile(path).read().to_pylist()))
     elif path.suffix == ".json":
         yield "\n".join(_strings(json.loads(path.read_text())))
+    elif path.suffix == ".png":
+        with Image.open(path) as image:
+            yield "\n".join(map(str, image.info.values()))
     else:
         cells = re.split(r"[\t\n]", path.read_bytes().decode("utf-8", "replace"))
         yield "\n".join(cell for cell in cells if not re.fullmatch(r"-?\d{1,4}(\.\d+)?", cell))

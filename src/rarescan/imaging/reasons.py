@@ -109,6 +109,22 @@ _REASONS: Mapping[str, tuple[Action, str]] = {
     "UNREADABLE": ("quarantine", "cannot be read as NIfTI"),
     "NOT_3D": ("quarantine", "is no volume of three dimensions"),
     "AFFINE_INVALID": ("quarantine", "has an impossible geometry"),
+    # Pictures and clips: see `frames` and `pictures`.
+    "CLIP_UNREADABLE": ("quarantine", "is no picture or clip that can be decoded"),
+    "CLIP_TRUNCATED": ("quarantine", "ends before the last frame that it promises"),
+    "CLIP_EMPTY": ("quarantine", "holds no frame"),
+    "CLIP_SIZE": ("quarantine", "has more pixels than any picture, or takes too much memory"),
+    "NOT_2D": ("quarantine", "holds volumes, not pictures"),
+    "COLOUR_FLOW": ("drop", "shows colour Doppler, of which a grey picture keeps nothing"),
+    "OTHER_MODALITY": ("drop", "was taken by another modality than the settings name"),
+    "NO_TISSUE": ("quarantine", "shows no region of tissue in two dimensions"),
+    "REGION_UNITS": ("fix", "gives its scale in other units than centimetres; counted as unknown"),
+    "REGION_OUTSIDE": (
+        "fix",
+        "gives a region of another size of picture; region and scale count as unknown",
+    ),
+    "PLANE_MISSING": ("quarantine", "is of a visit of which not every plane is there"),
+    "PLANE_UNUSED": ("drop", "shows a plane that is not asked for, or that was taken already"),
     # Scans, once they lie on the template: see `prepare`.
     "READ_FAILED": (
         "quarantine",

@@ -348,8 +348,10 @@ def test_the_ranking_says_who_could_not_be_separated_and_what_would_settle_it(pa
 
 
 def test_what_the_checks_can_see_stands_beside_what_they_saw(page: Page) -> None:
-    row = "VAE 62 % 2 of 10 2.5 % to 55.6 % ventricles 2, fluid, share 1 yes: noise or a pattern"
-    assert row in page.text
+    saw = "2 of 10 2.5 % to 55.6 % ventricles 2, fluid, share 1"
+    assert f"VAE 62 % not measured {saw} yes: noise or a pattern" in page.text
+    blurs = "0.3 voxel in 41 of 100 runs; 0.5 voxel in 100 of 100 runs"
+    assert f"GAN 62 % {blurs} {saw} no" in page.text
     assert "SYN0007 ventricles, fluid, share" in page.text
 
 

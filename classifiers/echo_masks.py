@@ -1,0 +1,317 @@
+"""Left ventricle and left atrium in every frame of an echocardiogram, by a small U-Net.
+
+`fit_segmenter` trains on traced frames, `Segmenter.follow` gives the masks of a clip frame by
+frame, in bounded memory. Each chamber has a channel of its own, so that frames in which only the
+ventricle was traced teach the ventricle alone. What a reader would get wrong: a mask is not
+binary but the share of each pixel, because areas of few pixels need their edges.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from monai.losses import DiceLoss
+from monai.networks.nets import UNet
+from safetensors import SafetensorError
+from torch.nn import functional
+
+from rarescan.classifiers.contract import Device, choose_device
+from rarescan.classifiers.echo_spec import SegmentConfig
+from rarescan.errors import InputError
+from rarescan.files import content_id, read_json, sha256_file, write_atomic, write_json
+from rarescan.progress import Progress
+from rarescan.seeds import derive
+from rarescan.threads import one_thread
+
+Frames = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.float32]
+
+CHAMBERS = ("lv", "la")
+WEIGHTS = "weights.safetensors"
+SETTINGS = "segmenter.json"
+_CHUNK = 8
+_WARM_UP = 0.2
+_TURN, _SHIFT, _SCALE, _GAIN, _GAMMA = 0.1, 0.04, 0.06, 0.06, 0.08
+"""Standard deviations at strength 1: radians, half edges, and shares."""
+_STEEPER = 3.0
+"""Below a third and above two thirds a pixel is settled; haze adds no volume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """Frames with masks, all on the network's square."""
+
+    frames: Frames
+    """Shape (n, size, size)."""
+    masks: npt.NDArray[np.bool_]
+    """Shape (n, 2, size, size): ventricle, atrium."""
+    known: npt.NDArray[np.bool_]
+    """Shape (n, 2): which of them was traced."""
+    person_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenter:
+    """A trained network and what is needed to use it."""
+
+    network: torch.nn.Module
+    config: SegmentConfig
+    chambers: tuple[str, ...]
+    """Those that it has learned; what it says of others means nothing."""
+    persons: str
+    """Hash of the persons that it learned from."""
+    device: torch.device
+
+    def follow(self, frames: Iterable[Frames]) -> Iterator[Masks]:
+        """Yield for each frame the share of its pixels in ventricle and atrium.
+
+        Parameters
+        ----------
+        frames : iterable of uint8 arrays, shape (rows, columns)
+            Of one clip, all of one size; read as they are needed.
+
+        Yields
+        ------
+        float32 array, shape (2, rows, columns)
+            0 to 1, on the frame's own pixels. Atrium: zeros where it was never learned.
+        """
+        waiting: list[Frames] = []
+        for frame in frames:
+            waiting.append(frame)
+            if len(waiting) == _CHUNK:
+                yield from self._shares(waiting)
+                waiting = []
+        if waiting:
+            yield from self._shares(waiting)
+
+    def _shares(self, frames: Sequence[Frames]) -> Masks:
+        rows, columns = frames[0].shape
+        size = self.config.size_px
+        chunk = np.zeros((_CHUNK, size, size), np.uint8)
+        chunk[: len(frames)] = to_square(np.stack(frames), size)
+        self.network.eval()
+        with one_thread(), torch.inference_mode():
+            logits = self.network(_normal(torch.from_numpy(chunk).to(self.device)))
+            shares = (_STEEPER * (logits.sigmoid() - 0.5) + 0.5).clamp(0, 1)
+            edge = max(rows, columns)
+            shares = functional.interpolate(
+                shares, size=(edge, edge), mode="bilinear", align_corners=False
+            ).cpu()
+        top, left = (edge - rows) // 2, (edge - columns) // 2
+        learned = torch.tensor([c in self.chambers for c in CHAMBERS])[:, None, None]
+        cut = shares[: len(frames), :, top : top + rows, left : left + columns] * learned
+        result: Masks = cut.numpy()
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write `weights.safetensors` and `segmenter.json` into a folder."""
+        state = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
+        write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
+        write_json(
+            folder / SETTINGS,
+            {
+                "config": asdict(self.config),
+                "chambers": self.chambers,
+                "persons": self.persons,
+                "weights_sha256": sha256_file(folder / WEIGHTS),
+            },
+        )
+
+
+def load_segmenter(folder: Path, device: Device = "auto") -> Segmenter:
+    """Open what `Segmenter.save` wrote.
+
+    Raises
+    ------
+    InputError
+        The folder holds no network, or its weights are not the ones that were saved.
+    """
+    try:
+        about = read_json(folder / SETTINGS)
+        if sha256_file(folder / WEIGHTS) != about["weights_sha256"]:
+            raise _unusable(folder, "its weights are damaged")
+        stored = about["config"]
+        config = SegmentConfig(**{**stored, "channels": tuple(stored["channels"])})
+        network = _network(config)
+        network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    except (FileNotFoundError, NotADirectoryError):
+        raise _unusable(folder, "a file is missing") from None
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        raise _unusable(folder, "its files are damaged") from None
+    place = choose_device(device)
+    return Segmenter(
+        network=network.to(place),
+        config=config,
+        chambers=tuple(about["chambers"]),
+        persons=about["persons"],
+        device=place,
+    )
+
+
+def fit_segmenter(traced: Traced, config: SegmentConfig, *, device: Device = "auto") -> Segmenter:
+    """Train the network on traced frames.
+
+    Parameters
+    ----------
+    traced : Traced
+        Of training persons only. Every frame is drawn equally often.
+    config : SegmentConfig
+        Size, steps, rates, strength of the augmentation, seed.
+    device : str
+        On the CPU one seed gives one network, bit for bit.
+
+    Raises
+    ------
+    InputError
+        There is no frame with a traced ventricle.
+
+    Notes
+    -----
+    Loss: 1 - Dice plus cross-entropy, a chamber at a time, over the frames where it was traced.
+    """
+    if not traced.known[:, 0].any():
+        raise InputError(
+            "There is no traced ventricle to learn from.",
+            remedy="Name a source with VolumeTracings.csv, or add --phantoms.",
+        )
+    place = choose_device(device)
+    forked = [place] if place.type == "cuda" else []
+    with one_thread(), torch.random.fork_rng(forked):
+        torch.manual_seed(derive(config.seed, "weights"))
+        network = _network(config).to(place)
+        _train(network, traced, config, place)
+    chambers = tuple(chamber for k, chamber in enumerate(CHAMBERS) if traced.known[:, k].any())
+    return Segmenter(
+        network=network,
+        config=config,
+        chambers=chambers,
+        persons=content_id(sorted(set(traced.person_ids))),
+        device=place,
+    )
+
+
+def to_square(frames: npt.NDArray[np.generic], size_px: int) -> Frames:
+    """Return frames, shape (n, rows, columns), padded to squares and brought to one size, uint8.
+
+    Masks (bool) become 0 and 255 with mixed edges; a mask is what is above 127.
+    """
+    values = frames.astype(np.float32) * (255 if frames.dtype == np.bool_ else 1)
+    n, rows, columns = values.shape
+    edge = max(rows, columns)
+    square = torch.zeros(n, 1, edge, edge)
+    top, left = (edge - rows) // 2, (edge - columns) // 2
+    square[:, 0, top : top + rows, left : left + columns] = torch.from_numpy(values)
+    if edge != size_px:
+        square = functional.interpolate(
+            square, size=(size_px, size_px), mode="bilinear", antialias=True, align_corners=False
+        )
+    result: Frames = square[:, 0].round().clamp(0, 255).to(torch.uint8).numpy()
+    return result
+
+
+def dice(found: npt.NDArray[np.floating | np.bool_], truth: npt.NDArray[np.bool_]) -> float:
+    """Return 2 |A and B| / (|A| + |B|) of two masks; NaN where both are empty, never 1."""
+    a, b = np.asarray(found) > 0.5, np.asarray(truth) > 0.5
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else float("nan")
+
+
+def _network(config: SegmentConfig) -> torch.nn.Module:
+    network: torch.nn.Module = UNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=len(CHAMBERS),
+        channels=config.channels,
+        strides=(2,) * (len(config.channels) - 1),
+        num_res_units=1,
+    )
+    return network
+
+
+def _normal(frames: torch.Tensor) -> torch.Tensor:
+    """Return uint8 frames (n, rows, columns) as input (n, 1, rows, columns), about -1 to 1."""
+    return frames[:, None].float() / 127.5 - 1
+
+
+def _train(
+    network: torch.nn.Module, traced: Traced, config: SegmentConfig, place: torch.device
+) -> None:
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps + 1, pct_start=_WARM_UP
+    )
+    network.train()
+    with Progress("train segmentation", config.steps) as progress:
+        for step in range(config.steps):
+            random = torch.Generator("cpu").manual_seed(derive(config.seed, step, "draw"))
+            chosen = _draw(len(traced.frames), config, step)
+            frames, masks = _augmented(
+                _normal(torch.from_numpy(traced.frames[chosen])),
+                torch.from_numpy(traced.masks[chosen]).float(),
+                config.augmentation,
+                random,
+            )
+            known = torch.from_numpy(traced.known[chosen]).float().to(place)
+            loss = _loss(network(frames.to(place)), masks.to(place), known)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            progress.advance(note=f"loss {loss.item():.3f}")
+
+
+def _draw(n: int, config: SegmentConfig, step: int) -> list[int]:
+    """Return the positions of one batch: every frame once before any comes again."""
+    places = range(step * config.batch_size, (step + 1) * config.batch_size)
+    orders = {
+        epoch: torch.randperm(
+            n, generator=torch.Generator("cpu").manual_seed(derive(config.seed, epoch, "order"))
+        ).tolist()
+        for epoch in {place // n for place in places}
+    }
+    return [orders[place // n][place % n] for place in places]
+
+
+def _loss(logits: torch.Tensor, masks: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    overlap = DiceLoss(sigmoid=True, reduction="none")(logits, masks).flatten(1)
+    entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    each: torch.Tensor = (overlap + entropy.mean(dim=(2, 3))) * known
+    return each.sum() / known.sum().clamp(min=1)
+
+
+def _augmented(
+    frames: torch.Tensor, masks: torch.Tensor, strength: float, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return frames and masks turned, moved, scaled alike, and frames of another gain.
+
+    Nothing is flipped: left and right of a view are a convention that the reader relies on.
+    """
+    if strength == 0:
+        return frames, masks
+    n = len(frames)
+    draws = strength * torch.randn(n, 6, generator=random)
+    turn, scale = _TURN * draws[:, 0], torch.exp(_SCALE * draws[:, 1])
+    sine, cosine = scale * turn.sin(), scale * turn.cos()
+    shift = _SHIFT * draws[:, 2:4]
+    matrix = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], dim=1).reshape(
+        n, 2, 3
+    )
+    grid = functional.affine_grid(matrix, list(frames.shape), align_corners=False)
+    moved = functional.grid_sample((frames + 1) / 2, grid, align_corners=False)
+    masks = functional.grid_sample(masks, grid, align_corners=False)
+    gain = torch.exp(_GAIN * draws[:, 4]).reshape(n, 1, 1, 1)
+    gamma = torch.exp(_GAMMA * draws[:, 5]).reshape(n, 1, 1, 1)
+    return 2 * (gain * moved.clamp(min=0) ** gamma).clamp(0, 1) - 1, masks
+
+
+def _unusable(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder.name} holds no network for chambers: {why}.",
+        remedy="Train one with `rarescan echo train`.",
+    )

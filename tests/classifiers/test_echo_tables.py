@@ -1,0 +1,150 @@
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import create_engine, func, inspect, select
+from sqlalchemy.orm import Session
+
+from rarescan.classifiers import echo_tables as tables
+from rarescan.errors import InputError, SettingError, UnreachableError
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def rows(ef: float = 55.0, study: str = "S1") -> list[tables.Table]:
+    return [
+        tables.Study(study_id=study, person_id="P1", sex=None),
+        tables.Clip(
+            clip_id="C1",
+            study_id=study,
+            kind="video",
+            rows=112,
+            columns=112,
+            n_frames=np.int64(32),
+            frame_time_ms=float("nan"),
+            spacing_down_mm=None,
+            spacing_right_mm=None,
+            heart_rate_bpm=None,
+            flags="",
+        ),
+        tables.ModelVersion(
+            model_id="m1", task="measurement", weights_sha256=None, settings="{}", trained_on=None
+        ),
+        tables.View(clip_id="C1", model_id="m1", view="a4c", probability=None),
+        tables.measurement(
+            study=study, model="m1", name="ef", method="biplane", unit="percent", value=ef
+        ),
+        tables.measurement(
+            study=study, model="m1", name="ef_class", method="biplane", unit="", text="greyzone"
+        ),
+        tables.evaluation(model="m1", name="dice", method="val", n_persons=4, value=0.95),
+    ]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'echo.sqlite'}"
+
+
+def test_writing_twice_changes_nothing_and_a_change_is_one_row(url: str) -> None:
+    with tables.open_tables(url) as engine:
+        assert tables.put(engine, rows(), clock=lambda: NOON) == 7
+        assert tables.put(engine, rows(), clock=lambda: NOON + timedelta(days=1)) == 0
+        assert tables.put(engine, rows(56.0), clock=lambda: NOON + timedelta(days=2)) == 1
+        with Session(engine) as session:
+            assert session.scalar(select(func.count()).select_from(tables.Measurement)) == 2
+            when = dict(
+                session.execute(select(tables.Measurement.name, tables.Measurement.written_at))
+                .tuples()
+                .all()
+            )
+    # SQLite keeps no time zone.
+    assert when["ef_class"].replace(tzinfo=UTC) == NOON
+    assert when["ef"].replace(tzinfo=UTC) == NOON + timedelta(days=2)
+
+
+def test_t21_the_clock_is_asked_when_rows_are_written(url: str) -> None:
+    times = iter([NOON, NOON + timedelta(hours=13)])
+    with tables.open_tables(url) as engine:
+        tables.put(engine, rows(), clock=lambda: next(times))
+        tables.put(engine, rows(12.0), clock=lambda: next(times))
+        with Session(engine) as session:
+            later = session.scalars(
+                select(tables.Measurement.written_at).where(tables.Measurement.name == "ef")
+            ).one()
+    assert later.day == 2
+
+
+def test_t21_nan_becomes_null_and_never_a_number(url: str) -> None:
+    with tables.open_tables(url) as engine:
+        tables.put(engine, rows(float("nan")))
+        with Session(engine) as session:
+            clip = session.get_one(tables.Clip, "C1")
+            assert clip.frame_time_ms is None
+            assert clip.n_frames == 32
+        answer = tables.ask(engine, "ef", "S1")
+        assert {row["name"]: row["value"] for row in answer} == {"ef": None, "ef_class": None}
+        assert tables.ask(engine, "unmeasured") == [{"study_id": "S1"}]
+
+
+def test_t39_names_with_quotes_are_only_names(url: str) -> None:
+    evil = "S'; DROP TABLE echo_studies; --"
+    with tables.open_tables(url) as engine:
+        tables.put(engine, rows(study=evil))
+        assert tables.ask(engine, "ef", evil)[0]["value"] == 55
+        assert [row["study_id"] for row in tables.ask(engine, "studies")] == [evil]
+        with pytest.raises(InputError, match="no such study"):
+            tables.ask(engine, "ef", "S' OR '1'='1")
+
+
+def test_questions_have_their_answers(url: str) -> None:
+    with tables.open_tables(url) as engine:
+        tables.put(engine, rows())
+        assert tables.ask(engine, "classes") == [{"class": "greyzone", "n": 1}]
+        assert tables.ask(engine, "views") == [{"view": "a4c", "n": 1}]
+        assert tables.ask(engine, "models")[0]["value"] == 0.95
+        assert tables.ask(engine, "flagged") == []
+        assert len(tables.ask(engine, "measurements", "S1")) == 2
+        assert tables.study_ids(engine) == ["S1"]
+        with pytest.raises(InputError, match="no question"):
+            tables.ask(engine, "everything")
+
+
+def test_all_rows_are_written_or_none(url: str) -> None:
+    broken = [*rows(), tables.View(clip_id="C2", model_id="m1", view=None, probability=None)]
+    with pytest.raises(InputError), tables.open_tables(url) as engine:
+        tables.put(engine, broken)
+    with tables.open_tables(url) as engine:
+        assert tables.ask(engine, "studies") == []
+
+
+def test_a_bad_address_and_a_dead_database_are_told_without_the_password() -> None:
+    for url in ("nonsense", "nosuchdialect://u:hunter2@host/x"):
+        with pytest.raises(SettingError) as told, tables.open_tables(url):
+            pass
+        assert "hunter2" not in str(told.value)
+    with (
+        pytest.raises(UnreachableError),
+        tables.open_tables("sqlite:////nonexistent-folder/x/echo.sqlite"),
+    ):
+        pass
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "echo.sqlite").write_bytes(b"no database at all" * 100)
+    with (
+        pytest.raises(InputError, match="refused"),
+        tables.open_tables(f"sqlite:///{tmp_path / 'echo.sqlite'}"),
+    ):
+        pass
+
+
+def test_tables_of_another_product_are_left_alone(url: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE studies (x INTEGER)")
+    engine.dispose()
+    with tables.open_tables(url) as ours:
+        tables.put(ours, rows())
+        assert "studies" in inspect(ours).get_table_names()
