@@ -210,8 +210,9 @@ def test_a_person_who_shows_both_classes_is_watched_as_one_of_each(
 
 @pytest.mark.long
 def test_the_number_of_workers_changes_no_byte(
-    pictures: Path, finished: Path, tmp_path: Path
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tables, "N_TREES", 200)  # as in the workers, whom no patch reaches
     for workers in (1, 2):
         config = replace(QUICK, repeats=1)
         work = tmp_path / str(workers)
