@@ -13,18 +13,18 @@ on wavelet bands). FOLDER keeps every training.
 
 import argparse
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from studies import divided
 
 from rarescan.cohort.contracts import Cohort, Part
 from rarescan.cohort.partition import PartitionConfig
-from rarescan.cohort.store import VOLUMES, open_cohort, tables, write_cohort
-from rarescan.files import Recipe, read_json, run_step, write_json
+from rarescan.cohort.store import open_cohort
+from rarescan.files import read_json, write_json
 from rarescan.generative.families import CURVES, train_generator
 from rarescan.generative.spec import GeneratorSpec
 from rarescan.phantom.spec import PhantomConfig
@@ -130,21 +130,7 @@ def _nested(cohort: Cohort, folder: Path, n_train: int) -> Path:
             parts[scan.person_id] = "validation"
         elif number < N_HELD_OUT + n_train:
             parts[scan.person_id] = "train"
-    kept = [i for i, scan in enumerate(cohort.scans) if scan.person_id in parts]
-    recipe = Recipe(
-        step="prepare",
-        schema=1,
-        config={"n_train": n_train, "n_held_out": N_HELD_OUT},
-        inputs={"prepared": cohort.cohort_id},
-        found_at={"prepared": os.path.relpath(cohort.root, folder)},
-    )
-
-    def build(work: Path) -> None:
-        write_cohort(work, scans=[cohort.scans[i] for i in kept], grid=cohort.grid, partition=parts)
-        volumes = np.load(tables(cohort.root) / VOLUMES, mmap_mode="r")
-        np.save(tables(work) / VOLUMES, volumes[kept])
-
-    return run_step(folder, recipe, build)
+    return divided(cohort, folder, parts, {"n_train": n_train, "n_held_out": N_HELD_OUT})
 
 
 if __name__ == "__main__":

@@ -98,9 +98,9 @@ def real_t1(folder: Path, source: Path, *, n_train: int, spacing_mm: float) -> S
     )
     everybody = open_cohort(prepared)
     most = len(everybody.scans) - N_HELD_OUT
-    whole = _divided(everybody, root / "persons-all", most)
+    whole = _of_size(everybody, root / "persons-all", most)
     judge = _judged("t1", root, whole, _DEPRESSION, others=False).judge
-    own = _divided(everybody, root / f"persons-{n_train}", n_train)
+    own = _of_size(everybody, root / f"persons-{n_train}", n_train)
     return Study(
         name=f"t1-{n_train}",
         root=root / f"n{n_train}",
@@ -129,20 +129,27 @@ def _judged(name: str, root: Path, prepared: Path, question: Question, *, others
     )
 
 
-def _divided(cohort: Cohort, folder: Path, n_train: int) -> Path:
-    """Return the cohort with so many training persons and the held-out ones, and nobody else."""
-    parts = _nested(cohort, n_train)
+def _of_size(cohort: Cohort, folder: Path, n_train: int) -> Path:
+    sizes = {"n_train": n_train, "n_held_out": N_HELD_OUT}
+    return divided(cohort, folder, _nested(cohort, n_train), sizes)
+
+
+def divided(
+    cohort: Cohort, folder: Path, parts: Mapping[str, Part], config: Mapping[str, int]
+) -> Path:
+    """Return the cohort with the persons of these parts, and nobody else."""
     kept = [i for i, scan in enumerate(cohort.scans) if scan.person_id in parts]
     recipe = Recipe(
         step="prepare",
         schema=1,
-        config={"n_train": n_train, "n_held_out": N_HELD_OUT},
+        config=dict(config),
         inputs={"prepared": cohort.cohort_id},
         found_at={"prepared": os.path.relpath(cohort.root, folder)},
     )
 
     def build(work: Path) -> None:
-        write_cohort(work, scans=[cohort.scans[i] for i in kept], grid=cohort.grid, partition=parts)
+        scans = [cohort.scans[i] for i in kept]
+        write_cohort(work, scans=scans, grid=cohort.grid, partition=dict(parts))
         volumes = np.load(tables(cohort.root) / VOLUMES, mmap_mode="r")
         np.save(tables(work) / VOLUMES, volumes[kept])
 

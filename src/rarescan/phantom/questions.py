@@ -7,7 +7,7 @@ regions that it hits are drawn anew, so that knowing this simulator is worth not
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,13 +15,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import annotated_types as at
 import numpy as np
 
-from rarescan.cohort.contracts import Condition, Part, Scan, brain_grid
-from rarescan.cohort.store import VOLUMES, create_volumes, write_cohort
+from rarescan.cohort.contracts import Part, Scan, brain_grid
+from rarescan.cohort.store import create_volumes, write_cohort
 from rarescan.files import Recipe, run_step, write_atomic
 from rarescan.phantom.anatomy import prepared_volume
 from rarescan.phantom.persons import REGIONS, Person, Site, draw_person, draw_site, is_patient
 from rarescan.phantom.spec import PhantomConfig
-from rarescan.phantom.volumes import LICENCE, NOTICE
+from rarescan.phantom.volumes import NOTICE, scan_of
 from rarescan.progress import Progress
 from rarescan.seeds import derive, generator
 from rarescan.settings import STRICT
@@ -291,22 +291,5 @@ def _write(folder: Path, config: DrawConfig, seen: Sequence[Seen]) -> Path:
 
 
 def _scan(seen: Seen, sha256: str) -> Scan:
-    person = seen.person
-    return Scan(
-        scan_id=f"{person.person_id}_{seen.site}",
-        person_id=person.person_id,
-        session=seen.site,
-        origin="phantom",
-        path=f"rarescan/{VOLUMES}",
-        sha256=sha256,
-        condition=Condition(
-            diagnosis=person.diagnosis,
-            age_years=person.age_years,
-            sex=person.sex,
-            site=seen.site,
-            severity=person.severity,
-        ),
-        target=person.diagnosis,
-        site=seen.site,
-        licence=LICENCE,
-    )
+    scan = scan_of(replace(seen.person, site=seen.site), sha256)
+    return replace(scan, scan_id=f"{scan.person_id}_{seen.site}", session=seen.site)

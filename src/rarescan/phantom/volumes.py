@@ -113,11 +113,11 @@ def write_prepared(
         seeds={"phantom": config.seed, "partition": partition.seed},
     )
     persons = [draw_person(config, i) for i in range(config.patients + config.controls)]
-    parts = draw_partition([_scan(person, "") for person in persons], partition)
+    parts = draw_partition([scan_of(person, "") for person in persons], partition)
 
     def build(work: Path) -> None:
         hashes = _fill(work, config, spacing_mm)
-        scans = [_scan(person, value) for person, value in zip(persons, hashes, strict=True)]
+        scans = [scan_of(person, value) for person, value in zip(persons, hashes, strict=True)]
         about = {"preset": config.preset, "persons": len(persons)}
         grid = brain_grid(spacing_mm)
         write_cohort(work, scans=scans, grid=grid, partition=parts, about=about)
@@ -126,7 +126,8 @@ def write_prepared(
     return run_step(folder, recipe, build, overwrite=overwrite)
 
 
-def _scan(person: Person, sha256: str) -> Scan:
+def scan_of(person: Person, sha256: str) -> Scan:
+    """Return the record of a person's one scan."""
     return Scan(
         scan_id=f"{person.person_id}_01",
         person_id=person.person_id,
