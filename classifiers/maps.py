@@ -17,10 +17,10 @@ from rarescan.classifiers.examples import Examples
 from rarescan.classifiers.explain import explain
 from rarescan.classifiers.folds import examples_of
 from rarescan.classifiers.modalities import modality_of
-from rarescan.classifiers.network import load_network
-from rarescan.classifiers.overlay import write_pictures
+from rarescan.classifiers.network import TrainedNetwork, load_network
+from rarescan.classifiers.overlay import write_film, write_pictures
 from rarescan.classifiers.spec import ClassifyConfig
-from rarescan.classifiers.splits import LabelTable, draw_folds, label_table
+from rarescan.classifiers.splits import Ints, LabelTable, draw_folds, label_table
 from rarescan.cohort.contracts import FloatArray
 from rarescan.cohort.store import open_cohort
 from rarescan.errors import InputError
@@ -29,12 +29,17 @@ from rarescan.seeds import derive
 MAPS = "maps"
 MOST = 12
 """Pictures of one gallery, as many of each class as of the others."""
+_FRAMES_PER_SECOND = 4.0
+"""Of a film: a prepared clip is a sample of its frames, shown slowly enough to look at each."""
 
 
 def write_maps(
     work: Path, prepared: Path, config: ClassifyConfig, *, device: Device = "auto"
 ) -> list[Path]:
     """Write `maps/<number>_<class>_said_<class>.png` for a few scans of every class.
+
+    Where scans are frames of clips, the first person's clip of every class is written too, as
+    `maps/<number>_<class>_said_<class>.mp4`.
 
     Parameters
     ----------
@@ -49,23 +54,39 @@ def write_maps(
     Returns
     -------
     list of Path
-        The pictures: none where nothing was trained, or no map depends on what was learned.
+        The pictures and films: none where nothing was trained, or no map depends on what was
+        learned.
+
+    Raises
+    ------
+    MissingExtraError
+        The cohort has clips, and the extra `video` is not installed.
     """
     if not (work / "folds").is_dir():
         return []
     cohort = open_cohort(prepared)
     table = label_table(cohort, config, modality_of(cohort, config.modality))
     chosen = _drawn(table, config)
+    firsts = {int(table.truth[p]): p for p in reversed(chosen)}.values()
     written: list[Path] = []
     for number, fold in enumerate(draw_folds(table, config, 0)):
         own = np.array([p for p in chosen if p in set(fold.test.tolist())], dtype=np.int64)
-        if len(own):
-            network = work / "folds" / f"0-{number}" / "network"
-            names = {p: f"{1 + chosen.index(p):02d}" for p in own.tolist()}
-            written += _explained(
-                work / MAPS, network, examples_of(cohort, table, own), list(names.values()), device
-            )
+        if not len(own):
+            continue
+        trained = load_network(work / "folds" / f"0-{number}" / "network", device)
+        names = [f"{1 + chosen.index(p):02d}" for p in own.tolist()]
+        written += _explained(work / MAPS, trained, examples_of(cohort, table, own), names)
+        for position, name in zip(own.tolist(), names, strict=True):
+            clip = _clip_of(table, position)
+            if position in firsts and len(clip) > 1:
+                written += _film(work / MAPS, trained, examples_of(cohort, table, clip), name)
     return sorted(written)
+
+
+def _clip_of(table: LabelTable, position: int) -> Ints:
+    """Return the positions of all frames of a scan's clip; of the scan alone without one."""
+    items = np.array(table.items)
+    return np.flatnonzero(items == items[position])
 
 
 def _drawn(table: LabelTable, config: ClassifyConfig) -> list[int]:
@@ -82,10 +103,9 @@ def _drawn(table: LabelTable, config: ClassifyConfig) -> list[int]:
 
 
 def _explained(
-    folder: Path, network: Path, examples: Examples, names: list[str], device: Device
+    folder: Path, trained: TrainedNetwork, examples: Examples, names: list[str]
 ) -> Iterator[Path]:
     """Write one fold's pictures; scans that were called the same are explained together."""
-    trained = load_network(network, device)
     images: FloatArray = examples.read()
     said = trained.probabilities(images).argmax(axis=1)
     for label in np.unique(said):
@@ -97,6 +117,23 @@ def _explained(
             return
         if not explanation.shown:
             continue
-        classes = [re.sub(r"[^\w.-]+", "-", name) for name in trained.labels.names]
-        captions = [f"{names[r]}_{classes[examples.labels[r]]}_said_{classes[label]}" for r in rows]
+        captions = [_caption(trained, names[r], examples.labels[r], int(label)) for r in rows]
         yield from write_pictures(folder, images[rows], explanation, captions)
+
+
+def _film(folder: Path, trained: TrainedNetwork, clip: Examples, name: str) -> Iterator[Path]:
+    """Write one clip's film, explained for what it is called as a whole."""
+    images: FloatArray = clip.read()
+    label = int(trained.probabilities(images).mean(axis=0).argmax())
+    try:
+        explanation = explain([trained], images, label=label)
+    except InputError:
+        return
+    if explanation.shown and explanation.maps.ndim == 3:
+        path = folder / f"{_caption(trained, name, clip.labels[0], label)}.mp4"
+        yield write_film(path, images, explanation, frames_per_second=_FRAMES_PER_SECOND)
+
+
+def _caption(trained: TrainedNetwork, name: str, true: int, said: int) -> str:
+    classes = [re.sub(r"[^\w.-]+", "-", each) for each in trained.labels.names]
+    return f"{name}_{classes[true]}_said_{classes[said]}"

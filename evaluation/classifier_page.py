@@ -58,6 +58,7 @@ def write_page(folder: Path) -> Path:
         calibration=_calibration(result),
         plots={name: svg and Markup(svg) for name, svg in _plots(result).items()},
         maps=_maps(folder / MAPS),
+        films=sorted(path.name for path in (folder / MAPS).glob("*.mp4")),
         version=VERSION,
     )
     write_json(folder / RESULT, result)

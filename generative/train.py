@@ -21,6 +21,7 @@ from rarescan.files import content_id
 from rarescan.generative import distributed
 from rarescan.generative.checkpoint import Store
 from rarescan.generative.contract import Batch
+from rarescan.generative.forecast import FIRST_STEPS, Forecast, is_looked_at
 from rarescan.generative.precision import HalfPrecision, choose
 from rarescan.generative.run import (
     Plan,
@@ -39,8 +40,6 @@ __all__ = ["Plan", "Record", "Trainable", "TrainingData", "choose_device", "fit"
 
 _LARGEST_NORM = 1.0
 _N_CURVE_POINTS = 50
-_N_HELD_OUT_POINTS = 10
-"""Fewer, because validation persons are many batches."""
 _MOST_RECOVERIES = 5
 _TRAINED = "trained"
 
@@ -132,8 +131,9 @@ def _fit(
     run = Run(model, trainable.players(), plan, int(data.classes.max()) + 1)
     with one_thread(), termination() as asked_to_stop, Progress(what, plan.steps) as progress:
         _begin(run, data, store, device)
-        loop = _Loop(run, data, store, device)
-        progress.advance(run.step)
+        loop = _Loop(run, data, store, device, Forecast(what, run.plan, run.step, data))
+        first = run.step
+        progress.advance(first)
         while run.step < plan.steps and not run.record.stopped:
             before = run.step
             note = loop.step(trainable)
@@ -142,6 +142,8 @@ def _fit(
             loop.save(ending=ending)
             if ending:
                 raise SystemExit(int(ExitCode.TERMINATED))
+            loop.say(trainable, run.step - first)
+        loop.forecast.compare()
     _keep(run, store)
     return run.record
 
@@ -191,15 +193,19 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
 class _Loop:
     """What one step does, and what follows from it."""
 
-    def __init__(self, run: Run, data: TrainingData, store: Store, device: torch.device) -> None:
+    def __init__(
+        self, run: Run, data: TrainingData, store: Store, device: torch.device, forecast: Forecast
+    ) -> None:
         self.run, self.data, self.store, self.device = run, data, store, device
+        self.forecast = forecast
         self.half = run.record.precision == "bf16"
         self._saved = time.monotonic()
 
     def step(self, model: Trainable) -> str:
         """Train one step, or go back after a bad one; return what the progress line says."""
         run, start = self.run, time.monotonic()
-        with HalfPrecision(run.model, self.device) if self.half else nullcontext():
+        precision = HalfPrecision(run.model, self.device) if self.half else nullcontext()
+        with precision, self.forecast.took("step"):
             losses = _one_step(run, self.data, self.device)
         if losses is None:
             return self._go_back("not finite")
@@ -219,8 +225,18 @@ class _Loop:
         scheduled = run.calm and run.step % plan.checkpoint_every == 0
         late = time.monotonic() - self._saved > 60 * plan.checkpoint_minutes
         if distributed.rank() == 0 and (scheduled or late or ending):
-            self.store.save(run.step, run.state(), scheduled=scheduled)
+            with self.forecast.took("save"):
+                self.store.save(run.step, run.state(), scheduled=scheduled)
             self._saved = time.monotonic()
+
+    def say(self, model: Trainable, n_done: int) -> None:
+        """Say how long it takes, once, after the first steps of this process."""
+        if n_done != FIRST_STEPS or distributed.rank() > 0:
+            return
+        if self.forecast.unknown("look"):
+            with self.run.averaged_weights():
+                self._validation(model)
+        self.forecast.say()
 
     def _go_back(self, event: str) -> str:
         """Return to the last scheduled checkpoint and go on with half the learning rate."""
@@ -252,7 +268,7 @@ class _Loop:
     def _look(self, model: Trainable, losses: dict[str, float]) -> None:
         """Add a point to the curve; at some steps look at validation persons and for copies."""
         run, plan, watch = self.run, self.run.plan, self.data.watch
-        looked_at = run.step % max(1, plan.steps // _N_HELD_OUT_POINTS) == 0
+        looked_at = is_looked_at(run.step, plan.steps)
         last = run.step == plan.steps
         searched = watch is not None and is_due(run.step, plan.steps)
         point = run.step % max(1, plan.steps // _N_CURVE_POINTS) == 0 or looked_at or last
@@ -262,7 +278,9 @@ class _Loop:
             with run.averaged_weights():
                 validation = self._validation(model)
                 if watch is not None and searched:
-                    found = {"step": run.step, **watch.look(self.device), "validation": validation}
+                    with self.forecast.took("search"):
+                        copies = watch.look(self.device)
+                    found = {"step": run.step, **copies, "validation": validation}
                     run.record.snapshots.append(found)
         if point and first:
             seconds = round(run.record.seconds, 3)
@@ -276,7 +294,8 @@ class _Loop:
     def _validation(self, model: Trainable) -> float | None:
         if self.data.held_out is None:
             return None
-        return model.held_out_loss(*(part.to(self.device) for part in self.data.held_out))
+        with self.forecast.took("look"):
+            return model.held_out_loss(*(part.to(self.device) for part in self.data.held_out))
 
     def _judge(self) -> None:
         """Keep the averaged weights that passed, or end the run."""

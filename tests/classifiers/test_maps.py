@@ -53,9 +53,13 @@ def test_every_class_is_shown_alike_and_each_scan_by_a_network_that_never_saw_it
 
     monkeypatch.setattr(maps, "explain", watched)
     written = maps.write_maps(work, pictures, CONFIG, device="cpu")
-    assert len(seen) == 12
+    clips = 3 * 2  # the first person's clip of every class, two frames each, as a film
+    assert len(seen) == 12 + clips
+    films = [path for path in written if path.suffix == ".mp4"]
+    assert films
     for name in CLASSES:
-        assert sum(path.stem.split("_")[1] == name for path in written) <= 4
+        assert sum(path.stem.split("_")[1] == name for path in written) <= 4 + 1
+        assert sum(path.stem.split("_")[1] == name for path in films) <= 1
     volumes = np.load(pictures / "rarescan" / "volumes.npy")
     for weights, image in seen:
         row = next(i for i, v in enumerate(volumes) if np.array_equal(v, image))
