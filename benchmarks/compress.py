@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rarescan.classifiers import compress, train
+from rarescan.classifiers import train
+from rarescan.classifiers.compression import compress
+from rarescan.classifiers.compression.forms import Persons
 from rarescan.classifiers.contract import Labels
 from rarescan.classifiers.examples import Examples, class_pools
-from rarescan.classifiers.forms import Persons
 from rarescan.classifiers.network import TrainedNetwork
 from rarescan.classifiers.spec import ClassifierConfig, CompressConfig
 from rarescan.classifiers.ultrasound import MODALITY

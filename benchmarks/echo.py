@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from rarescan.classifiers.echo_agreement import agreement
-from rarescan.classifiers.echo_masks import Traced, dice, fit_segmenter, to_square
-from rarescan.classifiers.echo_measure import FilmFigures, measure_film, measure_study
-from rarescan.classifiers.echo_spec import EchoConfig, SegmentConfig
-from rarescan.classifiers.echo_tracings import fill_tracing, read_tracings
-from rarescan.classifiers.echo_volumes import measure_clip
-from rarescan.flows.echo_source import SourceClip, list_clips, read_frames
+from rarescan.classifiers.echo.agreement import agreement
+from rarescan.classifiers.echo.masks import dice
+from rarescan.classifiers.echo.measure import FilmFigures, measure_film, measure_study
+from rarescan.classifiers.echo.spec import EchoConfig, SegmentConfig
+from rarescan.classifiers.echo.train import fit_segmenter, gather
+from rarescan.classifiers.echo.volumes import measure_clip
+from rarescan.imaging.echo import ClipSource, SourceClip, list_clips
+from rarescan.imaging.echo_frames import read_frames
+from rarescan.imaging.echonet import Tracing, fill_tracing, read_tracings
 from rarescan.progress import show_log
 
 
@@ -34,7 +36,8 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     given = parser.parse_args()
     show_log()
-    clips = list_clips(given.source, EchoConfig(), workers=1)
+    columns = EchoConfig().columns
+    clips = list_clips(ClipSource(folder=given.source, table="labels.csv", columns=columns))
     frames = read_frames([(clip, range(32)) for clip in clips], workers=1)
     films = {c.clip_id: (c, f) for c, f in zip(clips, frames, strict=True) if f is not None}
     tracings = read_tracings(given.source)
@@ -48,7 +51,8 @@ def main() -> None:
     for fold in range(given.folds):
         held = {person for k, person in enumerate(people) if k % given.folds == fold}
         start = time.process_time()
-        segmenter = fit_segmenter(_traced(films, tracings, held, config), config, device="cpu")
+        taught = [_traced(c, f, tracings) for c, f in films.values() if c.person_id not in held]
+        segmenter = fit_segmenter(gather(taught, given.size), config, device="cpu")
         trained = time.process_time()
         mean = np.mean([c.film.ef for c, _ in films.values() if c.film and c.person_id not in held])
         for person in sorted(held):
@@ -72,26 +76,11 @@ def main() -> None:
 
 
 def _traced(
-    films: dict[str, tuple[SourceClip, np.ndarray]],
-    tracings: dict[str, Sequence[object]],
-    held: set[str],
-    config: SegmentConfig,
-) -> Traced:
-    frames, masks, people = [], [], []
-    for clip, shown in films.values():
-        if clip.person_id in held:
-            continue
-        for traced in tracings[clip.clip_id]:
-            frames.append(shown[traced.frame])
-            masks.append(fill_tracing(traced.lines, shown.shape[1:]))
-            people.append(clip.person_id)
-    outlines = to_square(np.stack(masks), config.size_px) > 127
-    return Traced(
-        frames=to_square(np.stack(frames), config.size_px),
-        masks=np.stack([outlines, np.zeros_like(outlines)], axis=1),
-        known=np.tile([True, False], (len(outlines), 1)),
-        person_ids=tuple(people),
-    )
+    clip: SourceClip, shown: np.ndarray, tracings: dict[str, Sequence[Tracing]]
+) -> tuple[str, np.ndarray, np.ndarray]:
+    own = tracings[clip.clip_id]
+    outlines = np.stack([fill_tracing(traced.lines, shown.shape[1:]) for traced in own])
+    return clip.person_id, shown[[traced.frame for traced in own]], outlines[:, None]
 
 
 def _measured(clip: SourceClip, masks: Iterator[np.ndarray]) -> FilmFigures:

@@ -1,12 +1,12 @@
 """Does it help? The same classifier, trained in several ways on the same persons.
 
 `run_arms` is the way in: every arm and seed is one unit of work, and every unit scores the
-validation and test persons. Arms differ in what is added and in nothing else: the same first
-weights, steps, order of real scans and augmentation. This module makes no statement; the
+validation and test persons. Arms differ in what `arm_table` says and in nothing else: the same
+first weights, steps and draws. This module makes no statement; the
 predictions go to `evaluation.gain`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,23 +15,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarescan.classifiers import baseline, train
+from rarescan.classifiers.arm_scans import (
+    added_scans,
+    pools_of,
+    real_scans,
+    require_apart,
+    require_fitting,
+    seen_scans,
+)
+from rarescan.classifiers.arm_table import ArmSpec, arm_spec
 from rarescan.classifiers.contract import Classifier, Device, choose_device, person_means
-from rarescan.classifiers.examples import Examples, balanced_pools, labelled, plain_pools
+from rarescan.classifiers.examples import Examples, labelled
 from rarescan.classifiers.modalities import modality_of
-from rarescan.classifiers.spec import Arm, ClassifierConfig, RetrainConfig, require_used
+from rarescan.classifiers.recipes import Landmarks, Normalised, with_recipe
+from rarescan.classifiers.spec import ClassifierConfig, RecipeName, RetrainConfig, require_used
 from rarescan.cohort.contracts import Cohort, Part, Question
-from rarescan.cohort.store import open_cohort, require_same_grid
-from rarescan.errors import InputError, SettingError
+from rarescan.cohort.store import open_cohort
+from rarescan.errors import InputError, SettingError, nearest
 from rarescan.files import atomic_path, read_json, write_json
 from rarescan.processes import run_parallel
-from rarescan.seeds import derive, generator
+from rarescan.seeds import derive
 
 PREDICTIONS = "predictions.parquet"
 CURVES = "curves.json"
 _RESULT = "result.json"
 _HELD_OUT: tuple[Part, ...] = ("validation", "test")
-_AUGMENTED: tuple[Arm, ...] = ("classical", "classical_synthetic", "placebo")
-_LINEAR_ARMS: tuple[Arm, ...] = ("real", "classical_synthetic")
 _SCHEMA = pa.schema(
     [
         ("person_id", pa.string()),
@@ -52,29 +60,42 @@ class Unit:
     work: Path
     prepared: Path
     batch: Path | None
+    oracle: Path | None = None
     config: RetrainConfig
     question: Question
-    arm: Arm
+    arm: str
     model: Literal["network", "linear"]
     seed: int
     device: Device
+    learner: "Learner | None" = None
 
     @property
     def folder(self) -> Path:
         """Where its weights and its result lie."""
         kind = "networks" if self.model == "network" else "linear"
-        return self.work / kind / f"{self.arm}-{self.seed}"
+        return self.work / kind / f"{self.arm.replace(':', ',')}-{self.seed}"
+
+    @property
+    def spec(self) -> ArmSpec:
+        """What its arm does."""
+        return arm_spec(self.arm)
 
 
-def run_arms(  # noqa: PLR0913 - three folders, two settings and where to compute
+Learner = Callable[[Unit, Cohort], tuple[dict[str, Any], list[dict[str, Any]]]]
+"""Another classifier in the place of the network: what is noted of a fit, and a row a person."""
+
+
+def run_arms(  # noqa: PLR0913 - folders, settings and where to compute
     work: Path,
     prepared: Path,
-    batch: Path | None,
+    batches: Mapping[str, Path],
     config: RetrainConfig,
     question: Question,
     *,
+    oracle: Path | None = None,
     workers: int | None = None,
     device: Device = "auto",
+    learner: Learner | None = None,
 ) -> None:
     """Train every arm with every seed and score the persons that none of them saw.
 
@@ -85,63 +106,118 @@ def run_arms(  # noqa: PLR0913 - three folders, two settings and where to comput
         truth 1 for the positive diagnosis; arm; model network or linear; seed; score: the
         probability of the positive diagnosis, mean over a person's scans), `curves.json`, and
         `networks/<arm>-<seed>/` and `linear/<arm>-<seed>/`. Finished fits are kept and skipped.
+        The linear model is fitted once for all arms that are trained on the same scans.
     prepared : Path
-        Prepared cohort with a partition.
-    batch : Path, optional
-        Synthetic cohort on the same grid. Only its patients are used: as many as fill the rare
-        class up to the training controls (one for each real patient at least), times
-        `synthetic_share`, or all where there are fewer. They take half of the positive places
-        of a batch. Without it there is no arm `classical_synthetic`.
+        Prepared cohort with a partition; one of the held-out parts may be empty.
+    batches : mapping of str to Path
+        Synthetic cohorts on the same grid, by the names that the arms give them. What an arm
+        takes of one stands in `arm_table.ArmSpec.use`; where only patients are taken, they are as
+        many as fill the rare class up to the training controls (one for each real patient at
+        least), times `synthetic_share`, or all where there are fewer. Without any batch the arms
+        that need one are left out.
     config : RetrainConfig
         Arms, seeds, classifier.
     question : Question
         The positive and the negative diagnosis.
+    oracle : Path, optional
+        Cohort whose training persons the arms `oracle` and `oracle_strong` are trained on.
     workers : int, optional
         Processes; all cores by default. Results do not depend on it. One on a GPU.
     device : {"auto", "cpu", "cuda"}
         Where networks are trained.
+    learner : callable, optional
+        Fits and scores in the place of the network (`foreign.run_foreign`).
 
     Raises
     ------
     InputError
-        A class is missing, or the batch is not synthetic, or its model was trained on another
+        A class is missing, or a batch is not synthetic, or its model was trained on another
         cohort.
     GridMismatchError
         Cohort and batch are on different grids.
+    SettingError
+        An arm's batch or the oracle is missing, or its recipe is not for these images.
     """
-    _require_same_steps(config)
     cohort = open_cohort(prepared)
+    arms = [arm for arm in config.arms if batches or arm_spec(arm).kind != "generative"]
+    _require_arms(arms, config, batches, oracle)
     _require_classes(cohort, question)
-    if batch is not None:
-        _require_fitting(cohort, open_cohort(batch), batch, question)
-    arms = [a for a in config.arms if batch is not None or a != "classical_synthetic"]
+    _require_recipes(cohort, arms, config)
+    for name, root in batches.items():
+        uses = {spec.use for spec in map(arm_spec, arms) if spec.batch == name}
+        if uses:
+            require_fitting(cohort, root, question, patients=uses != {"all"})
+    if oracle is not None:
+        require_apart(cohort, open_cohort(oracle))
+    alone = linear_arms(arms)
     units = [
         Unit(
-            work=work, prepared=prepared, batch=batch, config=config, question=question,
-            arm=arm, model=model, seed=seed, device=device,
+            work=work, prepared=prepared, batch=batches.get(arm_spec(arm).batch), oracle=oracle,
+            config=config, question=question, arm=arm, model=model, seed=seed, device=device,
+            learner=learner if model == "network" else None,
         )
         for seed in range(config.seeds)
         for arm in arms
-        for model in (("network", "linear") if arm in _LINEAR_ARMS else ("network",))
+        for model in (("network", "linear") if arm in alone else ("network",))
     ]  # fmt: skip
     if choose_device(device).type == "cuda":
         workers = 1
     results = run_parallel(run_unit, units, what="train classifiers", workers=workers)
-    _write_predictions(work / PREDICTIONS, results)
+    write_predictions(work / PREDICTIONS, results)
     write_json(work / CURVES, {"persons": _counts(cohort, question), "fits": _without(results)})
 
 
-def _require_same_steps(config: RetrainConfig) -> None:
-    require_used(config.classifier, "retrain.classifier")
-    if config.classifier.patience:
+def _require_arms(
+    arms: Sequence[str], config: RetrainConfig, batches: Mapping[str, Path], oracle: Path | None
+) -> None:
+    """Refuse settings that do nothing, and arms that lack what they are trained on."""
+    mixes = any(arm_spec(arm).mix != "none" for arm in arms)
+    base = config.classifier
+    require_used(replace(base, mix="mixup") if mixes else base, "retrain.classifier")
+    if base.patience:
         raise SettingError(
             "'retrain.classifier.patience' would give the arms different numbers of steps.",
             remedy="Leave it out: every arm takes `retrain.classifier.steps`.",
         )
+    for arm in arms:
+        spec = arm_spec(arm)
+        if spec.kind == "generative" and spec.batch not in batches:
+            raise SettingError(
+                f"The arm '{arm}' needs a batch named '{spec.batch}'.",
+                remedy=nearest(spec.batch, [*batches]),
+            )
+        if spec.kind == "oracle" and oracle is None:
+            raise SettingError(
+                f"The arm '{arm}' needs the oracle's cohort, which only invented draws have.",
+                remedy="Leave it out of `retrain.arms`.",
+            )
+
+
+def _require_recipes(cohort: Cohort, arms: Sequence[str], config: RetrainConfig) -> None:
+    modality = modality_of(cohort)
+    for spec in map(arm_spec, arms):
+        with_recipe(modality, "tones" if spec.landmarks else _recipe(spec, config.classifier))
+
+
+def _recipe(spec: ArmSpec, base: ClassifierConfig) -> RecipeName:
+    """Return an arm's recipe; most leave the augmentation to the classifier's own settings."""
+    own = spec.recipe
+    return base.recipe if own == "none" or own == "classical" else own
+
+
+def linear_arms(arms: Sequence[str]) -> set[str]:
+    """Return the first arm of those that are trained on the same scans: a linear model's fits."""
+    first: dict[tuple[str, ...], str] = {}
+    for arm in arms:
+        spec = arm_spec(arm)
+        if spec.kind != "placebo" and not spec.landmarks:
+            first.setdefault((spec.kind, spec.batch, spec.use), arm)
+    return set(first.values())
 
 
 def _require_classes(cohort: Cohort, question: Question) -> None:
-    for part in ("train", *_HELD_OUT):
+    held_out = [part for part in _HELD_OUT if part in cohort.partition.values()]
+    for part in ("train", *(held_out or _HELD_OUT)):
         present = set(labelled(cohort, question, part).labels)
         for label, diagnosis in ((1, question.positive), (0, question.negative)):
             if label not in present:
@@ -152,76 +228,49 @@ def _require_classes(cohort: Cohort, question: Question) -> None:
                 )
 
 
-def _require_fitting(cohort: Cohort, batch: Cohort, root: Path, question: Question) -> None:
-    """Refuse scans that would let a held-out person into training."""
-    require_same_grid(cohort.grid, batch.grid, ("the cohort", "the batch"))
-    if any(scan.origin != "synthetic" for scan in batch.scans):
-        raise InputError(
-            "The batch holds scans that are not synthetic.",
-            remedy="Name a folder that `rarescan generate` wrote.",
-        )
-    trained_on = _trained_on(batch, root)
-    if trained_on not in (None, cohort.cohort_id):
-        raise InputError(
-            "The batch's model was trained on another cohort or partition, so it may have seen "
-            "persons who are held out here.",
-            remedy="Generate the batch with a model trained on this prepared cohort.",
-        )
-    if not labelled(batch, question).persons(1):
-        raise InputError(
-            f"The batch holds nobody with the diagnosis '{question.positive}'.",
-            remedy="Ask `rarescan generate` for persons with this diagnosis.",
-        )
-
-
-def _trained_on(batch: Cohort, root: Path) -> str | None:
-    """Return the id of the cohort that the batch's model was trained on, where it is known."""
-    try:
-        stored = read_json(root / "batch.json").get("prepared_id")
-    except FileNotFoundError:
-        stored = None
-    known: str | None = stored or batch.recipe.get("inputs", {}).get("prepared")
-    return known
-
-
 def run_unit(unit: Unit) -> dict[str, Any]:
     """Return one fit's result, from its folder where it is finished."""
     result = unit.folder / _RESULT
     if not result.exists():
         cohort = open_cohort(unit.prepared)
-        classifier, about = _FIT[unit.model](unit, cohort)
-        classifier.save(unit.folder)
-        rows = [row for part in _HELD_OUT for row in _rows(unit, cohort, part, classifier)]
+        if unit.learner is not None:
+            about, rows = unit.learner(unit, cohort)
+        else:
+            classifier, about = _FIT[unit.model](unit, cohort)
+            classifier.save(unit.folder)
+            rows = [row for part in _HELD_OUT for row in _rows(unit, cohort, part, classifier)]
         write_json(result, {**_names(unit), **about, "predictions": rows})
     found: dict[str, Any] = read_json(result)
     return found
 
 
 def _fit_network(unit: Unit, cohort: Cohort) -> tuple[Classifier, dict[str, Any]]:
-    config = unit_config(unit)
-    real = labelled(cohort, unit.question, "train")
-    added = added_patients(unit, real)
-    if unit.arm == "real":
-        pools = plain_pools(real, config.batch_size)
-    else:
-        pools = balanced_pools(real, config.batch_size, added)
+    config, spec = unit_config(unit), unit.spec
+    real, added = scans_of(unit, cohort)
+    landmarks = None
+    watched = labelled(cohort, unit.question, "validation")
+    if spec.landmarks:
+        controls = [p for p, label in enumerate(real.labels) if label == 0]
+        landmarks = Landmarks.of(real.read(controls))
+        real, watched = (replace(scans, look=landmarks.apply) for scans in (real, watched))
     trained, looks = train.fit(
         real if added is None else real.joined(added),
-        pools,
+        pools_of(spec, real, added, config),
         config,
         modality=modality_of(cohort),
         device=choose_device(unit.device),
-        watched=labelled(cohort, unit.question, "validation"),
+        watched=watched,
     )
     about = {"steps": config.steps, "added": len(added or ()), "curve": train.as_rows(looks)}
+    if landmarks is not None:
+        return Normalised(classifier=trained, landmarks=landmarks), about
     return trained, about
 
 
 def _fit_linear(unit: Unit, cohort: Cohort) -> tuple[Classifier, dict[str, Any]]:
-    real = labelled(cohort, unit.question, "train")
-    added = added_patients(unit, real)
+    real, added = scans_of(unit, cohort)
     spacing_mm = cohort.grid.spacing_mm if cohort.grid and cohort.grid.is_brain else None
-    model = baseline.fit_linear(real if added is None else real.joined(added), spacing_mm)
+    model = baseline.fit_linear(seen_scans(unit.spec, real, added), spacing_mm)
     return model, {"added": len(added or ())}
 
 
@@ -230,43 +279,31 @@ _FIT = {"network": _fit_network, "linear": _fit_linear}
 
 def unit_config(unit: Unit) -> ClassifierConfig:
     """Return a fit's settings: the same seed in every arm, augmentation where the arm has it."""
-    base = unit.config.classifier
+    base, spec = unit.config.classifier, unit.spec
     return replace(
         base,
         seed=derive(base.seed, "repeat", unit.seed),
-        augmentation=base.augmentation if unit.arm in _AUGMENTED else 0.0,
+        augmentation=0.0 if spec.recipe == "none" else base.augmentation,
+        recipe=_recipe(spec, base),
+        mix=base.mix if spec.mix == "none" else spec.mix,
     )
 
 
-def added_patients(unit: Unit, real: Examples) -> Examples | None:
-    """Return the patients that an arm adds: synthetic ones, or controls called patients.
-
-    Both arms add the same number, chosen by the repeat's seed.
-    """
-    if unit.arm not in ("classical_synthetic", "placebo"):
-        return None
-    synthetic = None
-    if unit.batch is not None:
-        batch = labelled(open_cohort(unit.batch), unit.question)
-        synthetic = batch.take([p for person in batch.persons(1) for p in person])
-    n_wanted = n_added(unit.config, real, synthetic)
-    source = real if unit.arm == "placebo" or synthetic is None else synthetic
-    persons = source.persons(0 if source is real else 1)
-    random = generator(unit.config.classifier.seed, "added", unit.seed)
-    chosen = random.permutation(len(persons))[:n_wanted]
-    return source.take([p for i in sorted(chosen) for p in persons[i]], label=1)
-
-
-def n_added(config: RetrainConfig, real: Examples, synthetic: Examples | None) -> int:
-    """Return how many patients an arm adds."""
-    n_controls, n_patients = len(real.persons(0)), len(real.persons(1))
-    wanted = round(config.synthetic_share * max(n_controls - n_patients, n_patients))
-    available = wanted if synthetic is None else len(synthetic.persons())
-    return max(1, min(wanted, available))
+def scans_of(unit: Unit, cohort: Cohort) -> tuple[Examples, Examples | None]:
+    """Return the real scans of an arm, and those that it adds."""
+    spec = unit.spec
+    source = cohort
+    if spec.kind == "oracle" and unit.oracle is not None:
+        source = open_cohort(unit.oracle)
+    real = real_scans(spec, source, unit.question)
+    batch = None if unit.batch is None else labelled(open_cohort(unit.batch), unit.question)
+    return real, added_scans(spec, real, batch, unit.config, unit.seed)
 
 
 def _rows(unit: Unit, cohort: Cohort, part: Part, classifier: Classifier) -> list[dict[str, Any]]:
     held_out = labelled(cohort, unit.question, part)
+    if not len(held_out):
+        return []
     scores = person_means(held_out.person_ids, classifier.score(held_out.read()))
     truth = dict(zip(held_out.person_ids, held_out.labels, strict=True))
     return [
@@ -279,7 +316,8 @@ def _names(unit: Unit) -> dict[str, Any]:
     return {"arm": unit.arm, "model": unit.model, "seed": unit.seed}
 
 
-def _write_predictions(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def write_predictions(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write the predictions of fits as one table."""
     rows = [
         {**row, **{name: result[name] for name in ("arm", "model", "seed")}}
         for result in results

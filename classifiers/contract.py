@@ -82,6 +82,8 @@ class Modality:
     list of what may happen to this modality's images, in training and for augmented views."""
     classes: tuple[str, ...] = ()
     """The labels that the modality usually tells apart, in order; empty: all that occur."""
+    unit: str = ""
+    """What one scan is called on pages; empty: what the scans say (frame, film, volume)."""
     top: int = 0
     """Scans of an item that a second report averages (the most suspicious ones); 0: all."""
 

@@ -44,7 +44,7 @@ _SCHEMA = pa.schema(
 
 def about_cohort(table: LabelTable, modality: Modality, config: ClassifyConfig) -> dict[str, Any]:
     """Return what is known before anything is fitted, plain values."""
-    unit = table.scans[0].unit
+    unit = modality.unit or table.scans[0].unit
     return {
         "modality": modality.name,
         "classes": list(table.labels.names),

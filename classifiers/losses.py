@@ -24,10 +24,13 @@ def targets_of(classes: Sequence[int], labels: Labels, device: torch.device) -> 
     return rows.to(device)
 
 
-def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy over the scans of a batch."""
+def loss_of(
+    logits: torch.Tensor, targets: torch.Tensor, positive_weight: float = 1.0
+) -> torch.Tensor:
+    """Return the mean cross-entropy over a batch; of two classes the second may count more."""
     if logits.ndim == 1:
-        return functional.binary_cross_entropy_with_logits(logits, targets)
+        weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+        return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
     return functional.cross_entropy(logits, targets)
 
 

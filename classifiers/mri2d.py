@@ -9,6 +9,7 @@ from rarescan.classifiers.planes import build, prepare
 
 MODALITY = Modality(
     name="mri2d",
+    unit="session",
     build=build,
     prepare=prepare,
     augment=PlaneAugmentation(

@@ -25,6 +25,7 @@ from rarescan.classifiers.contract import (
     require_shape,
 )
 from rarescan.classifiers.modalities import find_modality
+from rarescan.classifiers.recipes import with_recipe
 from rarescan.classifiers.spec import ClassifierConfig
 from rarescan.cohort.contracts import FloatArray
 from rarescan.errors import InputError
@@ -174,7 +175,8 @@ def load_network(folder: Path, device: Device = "auto") -> TrainedNetwork:
     stored, names = settings["config"], settings.get("labels", asdict(BINARY))
     config = ClassifierConfig(**{**stored, "channels": tuple(stored["channels"])})
     labels = Labels(names=tuple(names["names"]), scheme=names["scheme"])
-    modality, shape = find_modality(settings["modality"]), tuple(settings["shape"])
+    modality = with_recipe(find_modality(settings["modality"]), config.recipe)
+    shape = tuple(settings["shape"])
     # What it started from is no longer needed.
     network = modality.build(shape, replace(config, weights=""), labels)
     network.load_state_dict(state)

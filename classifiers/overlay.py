@@ -6,7 +6,7 @@ written: no names, no texts of the source.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,28 @@ def write_film(
         raise InputError(
             "A film can be written of pictures only.", remedy="Write pictures of volumes instead."
         )
+    return write_frames(
+        path, _film_frames(images, explanation), frames_per_second=frames_per_second
+    )
+
+
+def write_frames(path: Path, frames: Iterable[Rgb], *, frames_per_second: float) -> Path:
+    """Write pictures as a film, one after another.
+
+    Parameters
+    ----------
+    path : Path
+        `.mp4` (H.264) or `.avi` (Motion JPEG).
+    frames : iterable of uint8 arrays, shape (rows, columns, 3)
+        All of one size, with even numbers of rows and columns.
+    frames_per_second : float
+        0.1 at least.
+
+    Raises
+    ------
+    MissingExtraError
+        The extra `video` is not installed.
+    """
     try:
         import av
     except ImportError:
@@ -147,7 +169,7 @@ def write_film(
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.pix_fmt = layout
-        for number, drawn in enumerate(_film_frames(images, explanation)):
+        for number, drawn in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = drawn.shape[:2]
             for packet in stream.encode(av.VideoFrame.from_ndarray(drawn, format="rgb24")):

@@ -1,11 +1,13 @@
 """Recipes that cost nothing and that a generator has to beat: strong augmentation, tone curves.
 
-`strong` is the way in for training images, `Landmarks` for a normalisation that is learned from
-the training controls and applied to everybody. Nothing here knows of scanners or sites; what it
-varies is what scanners vary: shape a little, contrast, sharpness, shading, noise.
+`with_recipe` and `strong` are the ways in for training images, `Landmarks` for a normalisation
+that is learned from the training controls and applied to everybody. Nothing here knows of scanners
+or sites; what it varies is what scanners vary: shape a little, contrast, sharpness, shading, noise.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,8 +15,12 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from rarescan.classifiers.augment import move
+from rarescan.classifiers.augment import augment, move
+from rarescan.classifiers.contract import Classifier, Modality, Shape, require_shape
+from rarescan.classifiers.spec import RecipeName
 from rarescan.cohort.contracts import FloatArray
+from rarescan.errors import SettingError
+from rarescan.files import write_json
 
 Tones = Literal["none", "rising", "any"]
 
@@ -31,6 +37,25 @@ _LOW_TONE, _HIGH_TONE = 0.1, 1.4
 _BRAIN_SHARE = 0.4
 """Of the box: the brightest 2 % of the brain are 0.8 % of all voxels."""
 _PERCENTS = (1, 10, 25, 50, 75, 90, 99)
+
+
+def with_recipe(modality: Modality, recipe: RecipeName) -> Modality:
+    """Return a modality whose images are augmented by a recipe; `classical` is its own one.
+
+    Raises
+    ------
+    SettingError
+        The recipe is for brain volumes, and the modality is another.
+    """
+    if recipe == "classical":
+        return modality
+    if modality.augment not in RECIPES.values():
+        raise SettingError(
+            f"The recipe '{recipe}' is for brain volumes; '{modality.name}' has its own "
+            "augmentation.",
+            remedy="Leave `recipe` at classical, and leave out arms of other recipes.",
+        )
+    return replace(modality, augment=RECIPES[recipe])
 
 
 def strong(
@@ -82,6 +107,27 @@ def strong(
     return _rescaled(seen * inside)
 
 
+def _strong(images: torch.Tensor, strength: float, random: torch.Generator) -> torch.Tensor:
+    return strong(images, random, "none", strength)
+
+
+def _tones(images: torch.Tensor, strength: float, random: torch.Generator) -> torch.Tensor:
+    return strong(images, random, "rising", strength)
+
+
+def _any_tones(images: torch.Tensor, strength: float, random: torch.Generator) -> torch.Tensor:
+    return strong(images, random, "any", strength)
+
+
+RECIPES: Mapping[str, Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]] = {
+    "classical": augment,
+    "strong": _strong,
+    "tones": _tones,
+    "any_tones": _any_tones,
+}
+"""The augmentations of brain volumes, by name."""
+
+
 def draw_curves(
     n: int, random: torch.Generator, tones: Tones = "rising", strength: float = 1.0
 ) -> torch.Tensor:
@@ -125,11 +171,9 @@ def _field(
 def _bend(images: torch.Tensor, random: torch.Generator, strength: float) -> torch.Tensor:
     half_boxes = 2 * _ELASTIC_SD_MM * strength / _BOX_MM
     field = _field(images, random, _ELASTIC_NODES, half_boxes, channels=3)
-    identity = functional.affine_grid(
-        torch.eye(3, 4).expand(len(images), 3, 4), [len(images), 1, *images.shape[1:]],
-        align_corners=False,
-    ).to(images.device)  # fmt: skip
-    there = identity + field.permute(0, 2, 3, 4, 1)
+    one = torch.eye(3, 4)[None]
+    identity = functional.affine_grid(one, [1, 1, *images.shape[1:]], align_corners=False)
+    there = identity.to(images.device) + field.permute(0, 2, 3, 4, 1)
     bent: torch.Tensor = functional.grid_sample(
         images[:, None], there, padding_mode="border", align_corners=False
     )
@@ -189,6 +233,29 @@ class Landmarks:
         mapped[above] = ys[-1] + slope * (image[above] - xs[-1])
         result: FloatArray = (mapped * (image > 0)).clip(0, 1).astype(np.float32)
         return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalised:
+    """A classifier that sees images at the landmarks that it was trained at."""
+
+    classifier: Classifier
+    landmarks: Landmarks
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of one image."""
+        return self.classifier.shape
+
+    def score(self, images: FloatArray) -> FloatArray:
+        """Return the probability of the positive diagnosis, float32, shape (n,)."""
+        require_shape(images, self.shape)
+        return self.classifier.score(self.landmarks.apply(images))
+
+    def save(self, folder: Path) -> None:
+        """Write `landmarks.json`, and the classifier below it: nobody may open that alone."""
+        write_json(folder / "landmarks.json", asdict(self.landmarks))
+        self.classifier.save(folder / "normalised")
 
 
 def _landmarks(image: FloatArray) -> npt.NDArray[np.float64]:

@@ -4,12 +4,13 @@ Light: nothing numeric is imported here. `require_used` refuses a key that would
 person who sets it believes that it does something.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types as at
 
+from rarescan.classifiers.arm_table import arm_spec
 from rarescan.errors import SettingError
 from rarescan.settings import STRICT
 
@@ -23,7 +24,7 @@ Backbone = Literal[
     "efficientnet-b0",
     "efficientnet-b4",
 ]
-Arm = Literal["real", "oversampled", "classical", "classical_synthetic", "placebo"]
+RecipeName = Literal["classical", "strong", "tones", "any_tones"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,11 @@ class ClassifierConfig:
     dropout: Annotated[float, at.Ge(0), at.Lt(1)] = 0.5
     """Before the last layer."""
     augmentation: Annotated[float, at.Ge(0), at.Le(3)] = 1.0
-    """Strength of the classical augmentation where an arm uses it; 1 is the measured recipe."""
+    """Strength of the augmentation where an arm uses it; 1 is the measured recipe."""
+    recipe: RecipeName = "classical"
+    """Augmentation: `classical` is the modality's own; for brain volumes also `strong` (bent,
+    blurred, shaded), `tones` (strong, with random rising tone curves: for other scanners) and
+    `any_tones` (half of the curves without order: for other sequences)."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     """Train on pairs of scans: blended (Zhang 2018), or with a box from the other (Yun 2019)."""
     mix_alpha: Annotated[float, at.Gt(0), at.Le(10)] = 0.2
@@ -73,7 +78,7 @@ class RetrainConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
 
-    arms: Annotated[tuple[Arm, ...], at.MinLen(1)] = (
+    arms: Annotated[tuple[str, ...], at.MinLen(1)] = (
         "real",
         "oversampled",
         "classical",
@@ -82,13 +87,38 @@ class RetrainConfig:
     )
     """`real` as the cohort is; `oversampled` with both classes equally often; `classical` also
     augmented; `classical_synthetic` also with synthetic patients; `placebo` with controls called
-    patients in their place, which must harm."""
+    patients in their place, which must harm. Arms that cost nothing besides: `weighted`, `mixup`,
+    `strong`, `tones`, `any_tones`, `landmarks`, `site_balanced`, `age_balanced`. Any of them with
+    the batch: `strong+synthetic`, then `:all` (controls too), `:only` or `:pretrain`, and the
+    share of places that real persons keep (`strong+synthetic:patients:0.25`)."""
     seeds: Annotated[int, at.Ge(1), at.Le(50)] = 3
     """Repeats of every arm; a person's scores are averaged over them."""
     synthetic_share: Annotated[float, at.Gt(0), at.Le(20)] = 1.0
     """Synthetic patients, as a multiple of what fills the rare class up to the controls (one for
     each real patient at least)."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    held_out: Literal["person", "site"] = "person"
+    """`site`: test persons must be from sites that no training or validation person is from, as
+    `rarescan hold-out` divides them; the verdict is then for a scanner that was never seen."""
+    command: tuple[str, ...] = ()
+    """A training program of your own in the place of the network, run without a shell once an arm
+    and seed: [python, train.py, "{train}", "{test}", "{scores}"]; also "{folder}" and "{seed}"."""
+    command_minutes: Annotated[float, at.Gt(0), at.Le(10_000)] = 60.0
+    """The longest that `command` may take for one fit."""
+    model: str = ""
+    """A trained model of your own that only scores: an ONNX file, or the address of an
+    `mlflow.pyfunc` model (models:/name/1). Nothing is retrained, so there is no gain."""
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            arm_spec(arm)
+        if self.command:
+            require_places(self.command)
+        if self.command and self.model:
+            raise SettingError(
+                "'retrain.command' and 'retrain.model' are both set.",
+                remedy="Name the program that trains, or the model that only scores.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +161,33 @@ class ClassifyConfig:
     network: ClassifierConfig = field(default_factory=ClassifierConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnomalyConfig:
+    """A codec that learns normal persons only; what it cannot give back is abnormal.
+
+    Which scans, how many folds, the share of validation persons and the seed are those of
+    `classify`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    normal: str = "normal"
+    """The label of normal scans; every other class is abnormal."""
+    quantile: Annotated[float, at.Gt(0.5), at.Lt(1)] = 0.9
+    """Share of the normal validation persons' scans that stay below the threshold."""
+    codec: Literal["pca", "kl"] = "pca"
+    """The generators' codec that learns: all principal components of the normal scans, or `kl`, an
+    autoencoder, worth its time with hundreds of scans."""
+    steps: Annotated[int, at.Ge(1)] = 300
+    """Training steps of `kl`, four images each."""
+    width: Annotated[int, at.Ge(8), at.MultipleOf(8)] = 16
+    """Channels of the first resolution level of `kl`."""
+    depth: Annotated[int, at.Ge(2), at.Le(5)] = 3
+    """Resolution levels; each after the first halves the image's edges."""
+    latent_channels: Annotated[int, at.Ge(1), at.Le(64)] = 4
+    """Numbers that `kl` keeps at each place of the smallest level."""
+
+
 Format = Literal["fp16", "bf16", "int8_static", "int8_dynamic", "magnitude", "two_of_four"]
 
 
@@ -167,6 +224,16 @@ class CompressConfig:
     """Which scans calibrate; the bootstrap of persons."""
 
 
+def require_places(command: Sequence[str]) -> None:
+    """Raise `SettingError` unless a training command names its two tables and its scores."""
+    words = " ".join(command)
+    if missing := [place for place in ("{train}", "{test}", "{scores}") if place not in words]:
+        raise SettingError(
+            f"'retrain.command' does not say where {', '.join(missing)} goes.",
+            remedy="Write it as: python train.py {train} {test} {scores}.",
+        )
+
+
 def require_used(config: ClassifierConfig, where: str = "classifier") -> None:
     """Raise `SettingError` where a key was changed that does nothing beside the others."""
     own = config.network == "small"
@@ -175,6 +242,7 @@ def require_used(config: ClassifierConfig, where: str = "classifier") -> None:
         "weights": own,
         "weights_sha256": not config.weights,
         "mix_alpha": config.mix == "none",
+        "recipe": not config.augmentation,
     }
     _refuse_idle(config, idle, where)
     if config.weights and not config.weights_sha256:
@@ -209,6 +277,12 @@ def require_used_keys(config: ClassifyConfig) -> None:
         if faulty:
             raise SettingError(f"'{key}' would have no effect.", remedy=missing[key])
     require_used(config.network, "classify.network")
+
+
+def require_used_anomaly(config: AnomalyConfig) -> None:
+    """Raise `SettingError` where a key of `anomaly` was changed that does nothing."""
+    of_kl = ("steps", "width", "depth", "latent_channels")
+    _refuse_idle(config, dict.fromkeys(of_kl, config.codec != "kl"), "anomaly")
 
 
 def _refuse_idle(config: Any, idle: Mapping[str, bool], where: str) -> None:

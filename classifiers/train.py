@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics.functional.classification import binary_auroc
 
 from rarescan.classifiers.contract import Modality, group_means, person_means
-from rarescan.classifiers.examples import Examples, Pool, draw
+from rarescan.classifiers.examples import Examples, Feed, draw
 from rarescan.classifiers.losses import loss_of, mixed, targets_of
 from rarescan.classifiers.network import TrainedNetwork, placed
+from rarescan.classifiers.recipes import with_recipe
 from rarescan.classifiers.spec import ClassifierConfig
 from rarescan.errors import InputError
 from rarescan.progress import Progress
@@ -48,7 +49,7 @@ class Look:
 
 def fit(
     examples: Examples,
-    pools: Sequence[Pool],
+    pools: Sequence[Feed],
     config: ClassifierConfig,
     *,
     modality: Modality,
@@ -61,12 +62,12 @@ def fit(
     ----------
     examples : Examples
         Labelled scans; two labels must occur.
-    pools : sequence of Pool
+    pools : sequence of Feed
         Which of them each batch takes, positions in `examples`.
     config : ClassifierConfig
         Steps, rates, strength of the augmentation (0: none), seed.
     modality : Modality
-        Network, preparation and augmentation.
+        Network, preparation and augmentation; `config.recipe` may name another augmentation.
     device : torch.device
         On the CPU one seed gives one network, bit for bit.
     watched : Examples, optional
@@ -77,6 +78,8 @@ def fit(
     ------
     InputError
         Only one label occurs.
+    SettingError
+        The recipe is not for this modality.
     """
     _require_both(examples)
     every = max(config.steps // (_LOOKS_TO_STOP if config.patience else _LOOKS), 1)
@@ -142,7 +145,7 @@ def _untrained(
     torch.manual_seed(derive(config.seed, "weights"))
     return TrainedNetwork(
         network=placed(modality.build(examples.shape, config, examples.classes), device),
-        modality=modality,
+        modality=with_recipe(modality, config.recipe),
         config=config,
         shape=examples.shape,
         device=device,
@@ -182,7 +185,7 @@ def _step(
     trained.network.train()
     with torch.autocast(trained.device.type, torch.bfloat16, enabled=config.mixed_precision):
         logits = trained.network(images)
-    loss = loss_of(logits.float(), targets)
+    loss = loss_of(logits.float(), targets, examples.positive_weight)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -17,9 +17,11 @@ import annotated_types as at
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from rarescan.classifiers.spec import ClassifyConfig, CompressConfig, RetrainConfig
+from rarescan.classifiers.echo.spec import EchoConfig
+from rarescan.classifiers.spec import AnomalyConfig, ClassifyConfig, CompressConfig, RetrainConfig
 from rarescan.cohort.contracts import Question
 from rarescan.cohort.partition import PartitionConfig
+from rarescan.configs.utility_schema import UtilityConfig
 from rarescan.errors import SettingError, nearest
 from rarescan.evaluation.spec import EvaluateConfig, MonitorConfig, ReportConfig, SelectConfig
 from rarescan.generative.spec import GenerateConfig, GeneratorSpec
@@ -48,6 +50,16 @@ class SourceConfig:
     `pictures` a folder of pictures and clips, as `pictures` says."""
     path: str = ""
     """The folder or archive; not needed for `phantom` and `pacs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinnedConfig:
+    """How rare `rarescan bench thinned` makes the positive diagnosis."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    patients: Annotated[tuple[Annotated[int, at.Ge(2)], ...], at.MinLen(1)] = (10, 20, 40)
+    """Patients who train in each fold; the others of the training persons are tested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +100,11 @@ class RunConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    thinned: ThinnedConfig = field(default_factory=ThinnedConfig)
+    utility: UtilityConfig = field(default_factory=UtilityConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
+    echo: EchoConfig = field(default_factory=EchoConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

@@ -16,9 +16,9 @@ from rarescan.imaging.reasons import ACTIONS, WORDS
 HERE = Path(__file__).parent
 VERBS = (
     *("run", "phantom", "ingest", "prepare", "train", "evaluate", "select", "generate"),
-    *("retrain", "report", "pull", "review", "dicom", "push", "trace", "erase", "deploy"),
-    *("import-weights", "export-bundle", "compare", "monitor"),
-    *("classify", "classify-grid", "compress", "echo"),
+    *("retrain", "hold-out", "report", "pull", "review", "dicom", "push", "trace", "erase"),
+    *("deploy", "import-weights", "export-bundle", "compare", "monitor"),
+    *("classify", "classify-grid", "anomaly", "compress", "echo", "bench"),
     *("config", "key"),
 )
 

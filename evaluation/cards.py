@@ -27,6 +27,8 @@ _DISTRIBUTION = {
     "mark in every file.",
     "inside_controller": "The batch stays with the controller of the cohort: not every gate "
     "passed, or there were too few persons to say.",
+    "near_copy": "The batch never leaves the controller of the cohort: every scan is a training "
+    "person's, changed, and shows that person.",
 }
 
 
@@ -133,7 +135,7 @@ def datasheet(batch: Mapping[str, Any], scans: Sequence[Scan], grid: Grid) -> st
         "datasheet.md",
         batch={"n": len(scans), **batch},
         use=_USE[use],
-        distribution=_DISTRIBUTION[use],
+        distribution=_DISTRIBUTION["near_copy" if batch.get("near_copy_of_a_person") else use],
         diagnoses=rows,
         shown=_shown(grid, scans),
         filtered=_filtered(batch.get("copies")),

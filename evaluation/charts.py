@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Array = npt.NDArray[np.float64]
-ForestRow = tuple[str, Mapping[str, Any], bool]
-"""Label, score, whether it stands out."""
+ForestRow = tuple[str, Mapping[str, Any], bool | str]
+"""Label, score, whether it stands out; or of which kind it is (`KINDS`)."""
 ForestCell = tuple[str, Sequence[ForestRow], Mapping[str, Any] | None]
 """Title, rows, floor."""
 
@@ -27,6 +27,16 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 """Okabe and Ito's colours, which readers with colour blindness can tell apart."""
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 _STYLES: Sequence[tuple[str, Any]] = tuple(zip(_COLOURS, _DASHES, strict=True))
+KINDS: Mapping[bool | str, tuple[str, str, bool]] = {
+    False: ("o", _COLOURS[0], False),
+    True: ("D", _COLOURS[1], True),
+    "free": ("o", _COLOURS[0], False),
+    "generative": ("D", _COLOURS[1], True),
+    "placebo": ("X", _COLOURS[6], True),
+    "oracle": ("^", _COLOURS[2], False),
+    "baseline": ("s", _COLOURS[3], False),
+}
+"""Sign, colour and whether it is filled."""
 _SIGNS = tuple(zip(("#000000", "#0072B2", "#D55E00"), ("o", "^", "x"), strict=True))
 _FONT = "system-ui, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 _STYLE: Any = {
@@ -62,8 +72,9 @@ def forest_plot(
 
     Parameters
     ----------
-    rows : sequence of (label, score, emphasised)
-        Score: mapping with `value`, `low`, `high`. Emphasised rows get a filled diamond.
+    rows : sequence of (label, score, emphasised or kind)
+        Score: mapping with `value`, `low`, `high`. Emphasised rows get a filled diamond, kinds
+        the sign that `KINDS` has for them.
     name : str
         Unique on the page; the SVG's ids are derived from it.
     axis_label : str
@@ -109,12 +120,11 @@ def forest_grid(cells: Sequence[Sequence[ForestCell]], name: str) -> str:
 
 def _draw_rows(axes: Axes, rows: Sequence[ForestRow]) -> None:
     """Draw one point with its interval a row, the first at the top."""
-    for height, (_, score, emphasised) in enumerate(reversed(rows)):
-        colour = _COLOURS[1] if emphasised else _COLOURS[0]
+    for height, (_, score, kind) in enumerate(reversed(rows)):
+        marker, colour, filled = KINDS[kind]
         if score["low"] is not None and score["high"] is not None:
             axes.plot([score["low"], score["high"]], [height] * 2, color=colour)
-        face = colour if emphasised else "white"
-        marker = "D" if emphasised else "o"
+        face = colour if filled else "white"
         axes.plot(score["value"], height, marker, color=colour, mfc=face, markersize=5.5)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -128,6 +138,45 @@ def _draw_floor(axes: Axes, floor: Mapping[str, Any] | None) -> None:
     if floor["low"] is not None and floor["high"] is not None:
         axes.axvspan(floor["low"], floor["high"], color=FAINT, alpha=0.22, linewidth=0)
     axes.axvline(floor["value"], color=INK, linestyle=":", linewidth=1.2)
+
+
+def span_plot(
+    series: Mapping[str, Mapping[float, Mapping[str, float]]], name: str, labels: tuple[str, str]
+) -> str:
+    """Return scores over a number on a logarithmic axis, with their 95 % intervals, as SVG.
+
+    Parameters
+    ----------
+    series : mapping
+        Label -> number -> score with `value`, `low`, `high`; seven labels at most.
+    name : str
+        Unique on the page.
+    labels : (str, str)
+        What the axes are.
+    """
+    numbers = sorted({number for points in series.values() for number in points})
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0, color=FAINT, linestyle="--", linewidth=1)
+        for place, ((label, points), (colour, dashes)) in enumerate(
+            zip(series.items(), _STYLES, strict=False)
+        ):
+            # Beside each other, so that intervals at one number do not hide each other.
+            at = [number * 1.03 ** (place - len(series) / 2) for number in sorted(points)]
+            low, value, high = (
+                [points[number][key] for number in sorted(points)]
+                for key in ("low", "value", "high")
+            )
+            look: dict[str, Any] = {"color": colour, "marker": "os^DXvP"[place], "markersize": 5}
+            axes.plot(at, value, linestyle=dashes, label=label, **look)
+            axes.vlines(at, low, high, color=colour, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.minorticks_off()
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        figure.legend(loc="outside upper right", ncols=4, fontsize=7.5)
+        return _svg(figure, name)
 
 
 def curve_plot(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], name: str) -> str:

@@ -17,6 +17,7 @@ from rarescan.cohort.store import open_cohort, read_about, read_events
 from rarescan.errors import InputError
 from rarescan.evaluation.feedback import FEEDBACK
 from rarescan.evaluation.page import words
+from rarescan.evaluation.verdicts import verdicts
 from rarescan.files import RECIPE, read_json, read_recipe
 
 _ORDER = ("phantom", "ingest", "prepare", "train", "judge", "evaluate", "select", "generate")
@@ -71,7 +72,8 @@ def collect(run: Path) -> dict[str, Any]:
     content = {
         "schema": 1,
         "name": run.resolve().name,
-        "verdict": _verdict(gain, decision, batch, bool(scores)),
+        "verdict": _refused(run) or _verdict(gain, decision, batch, bool(scores)),
+        "verdicts": verdicts(run),
         "phantom": (run / "phantom").is_dir(),
         "cohort": _cohort_part(run, cohort),
         "extractor": _primary(scores),
@@ -277,6 +279,13 @@ def _decision_part(decision: Mapping[str, Any]) -> dict[str, Any]:
     kept = {k: decision.get(k) for k in ("decision_id", "verdict", "chosen", "permitted_use")}
     reasons = [{"code": code, "text": text} for code, text in decision.get("reasons", ())]
     return kept | {"reasons": reasons, "selection": _allowed(decision.get("selection"), _SELECTION)}
+
+
+def _refused(run: Path) -> dict[str, Any] | None:
+    """Return the answer of a run whose batch was refused."""
+    found = _read(run / "recipes" / "refused.json")
+    said = {"code": "batch_refused", **words()["verdicts"]["batch_refused"]}
+    return found and said | {"evidence": found["problem"]}
 
 
 def _verdict(

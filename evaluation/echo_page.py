@@ -1,61 +1,20 @@
 """The page of measured echocardiograms: fractions, beats, area curves, contours.
 
-`write_page` makes the page, `draw_phases` the pictures in it. The page holds pictures of the
-tissue region only, needs no network, and says nothing that a value does not say by itself.
+`write_page` is the way in. The page holds pictures of the tissue region only, needs no network,
+and says nothing that a value does not say by itself.
 """
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw
-from scipy.ndimage import binary_erosion
 
 from rarescan.evaluation.page import render
 
-Phase = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.float64]]
-"""Frame (rows, columns), ventricle and atrium (2, rows, columns), apex and base (2, 2)."""
-
 _MOST_PICTURES = 60
 """Clips shown with a picture and a curve, so that the page stays below 5 MB."""
-_HEIGHT_PX = 224
-_COLOURS = ((230, 159, 0), (86, 180, 233))
-"""Ventricle and atrium: Okabe and Ito's orange and sky blue."""
-
-
-def draw_phases(phases: Sequence[Phase]) -> bytes:
-    """Return frames side by side with their contours and the ventricle's axis, as PNG."""
-    pictures = [_draw(*phase) for phase in phases]
-    width = sum(picture.width for picture in pictures)
-    whole = Image.new("RGB", (width, pictures[0].height))
-    left = 0
-    for picture in pictures:
-        whole.paste(picture, (left, 0))
-        left += picture.width
-    buffer = io.BytesIO()
-    whole.quantize(64).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _draw(
-    frame: npt.NDArray[np.uint8], masks: npt.NDArray[np.bool_], axis: npt.NDArray[np.float64]
-) -> Image.Image:
-    scale = _HEIGHT_PX / frame.shape[0]
-    size = (round(frame.shape[1] * scale), _HEIGHT_PX)
-    grey = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
-    picture = np.array(grey.convert("RGB"))
-    for mask, colour in zip(masks, _COLOURS, strict=True):
-        large = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        picture[large & ~binary_erosion(large, iterations=2)] = colour
-    drawn = Image.fromarray(picture)
-    if np.isfinite(axis).all():
-        ends = [((x + 0.5) * scale, (y + 0.5) * scale) for y, x in axis]
-        ImageDraw.Draw(drawn).line([ends[0], ends[1]], fill=_COLOURS[0], width=1)
-    return drawn
 
 
 def write_page(
@@ -72,7 +31,7 @@ def write_page(
     curves : mapping
         Clip -> the ventricle's area in each frame, and the time between frames in ms (or None).
     pictures : mapping
-        Clip -> a picture of `draw_phases`; one that does not exist is left out.
+        Clip -> its picture (PNG); one that does not exist is left out.
     """
     measured = [clip for clip in figures["clips"] if clip["refused"] is None]
     # What needs a look comes first: it must not be the part that is cut off.

@@ -28,7 +28,10 @@ Array = npt.NDArray[np.float64]
 Verdict = Literal["use", "do_not_use", "undecided"]
 
 SYNTHETIC = "classical_synthetic"
-FREE_ARMS = ("real", "oversampled", "classical")
+FREE_ARMS = (
+    "real", "oversampled", "weighted", "mixup", "classical", "strong", "tones", "any_tones",
+    "landmarks", "site_balanced", "age_balanced",
+)  # fmt: skip
 """Arms that cost nothing; the gain counts against the best of them."""
 MARGIN = 0.02
 """A gain below this is not worth synthetic scans."""
@@ -51,10 +54,10 @@ def summarise(predictions: Iterable[Mapping[str, Any]] | Any) -> dict[str, Any]:
     -------
     dict
         `arms`: arm -> auc, balanced_accuracy, sensitivity, specificity (scores as values, at a
-        threshold of 0.5); `roc`; `gain` (classical_synthetic minus the best free arm),
-        `gain_to_real`, `placebo` (placebo minus the best free arm): value, low, high, against,
-        arm, n, method, or None where an arm is missing; `linear`: arms and gain of the linear
-        baseline; `verdict`; `sentence`.
+        threshold of 0.5); `roc`; `gain` (the best arm with synthetic scans minus the best free
+        arm, both chosen on validation persons), `gain_to_real`, `placebo` (placebo minus the best
+        free arm): value, low, high, against, arm, n, method, or None where an arm is missing;
+        `linear`: arms and gain of the linear baseline; `verdict`; `sentence`.
 
     Raises
     ------
@@ -73,12 +76,51 @@ def summarise(predictions: Iterable[Mapping[str, Any]] | Any) -> dict[str, Any]:
     network = found[_NETWORK]
     result = network.summary() | {
         "roc": {arm: _roc(persons) for arm, persons in network.test.items()},
-        "gain_to_real": network.difference(SYNTHETIC, "real"),
+        "gain_to_real": network.difference(network.best_generative(), "real"),
         "placebo": network.difference("placebo", network.best_free()),
         "linear": found[_LINEAR].summary() if _LINEAR in found else None,
     }
     verdict, sentence = judge(result["gain"], network.test)
     return result | {"verdict": verdict, "sentence": sentence}
+
+
+def summarise_scored(predictions: Any) -> dict[str, Any]:
+    """Return what can be said of a model that only scores: no gain, because nothing was retrained.
+
+    Parameters
+    ----------
+    predictions : table with `to_pylist`
+        As in `summarise`, with one arm; the batch's persons have the part "synthetic".
+
+    Returns
+    -------
+    dict
+        As `summarise`, and `synthetic`: the area under the curve of synthetic patients against
+        real test controls, with interval; None without a batch.
+    """
+    rows = predictions.to_pylist()
+    found = summarise([row for row in rows if row["part"] != "synthetic"])
+    positive = np.array([r["score"] for r in rows if r["part"] == "synthetic" and r["truth"]])
+    negative = np.array([r["score"] for r in rows if r["part"] == "test" and not r["truth"]])
+    synthetic = None
+    if len(positive) > 1:
+        value, low, high = auc_interval(positive, negative)
+        synthetic = {"value": value, "low": low, "high": high, "n": len(positive)}
+    auc = next(iter(found["arms"].values()))["auc"]
+    sentence = (
+        "This model only scores and was not retrained, so whether the batch would help it is not "
+        f"known. On {auc['n_real']} held-out persons its AUC is {_with_interval(auc)}"
+    )
+    if synthetic:
+        sentence += (
+            f"; it tells {len(positive)} synthetic patients from real controls with "
+            f"{_with_interval(synthetic)}"
+        )
+    return found | {"synthetic": synthetic, "sentence": f"{sentence}."}
+
+
+def _with_interval(score: Mapping[str, Any]) -> str:
+    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
 
 
 @dataclass(frozen=True)
@@ -158,22 +200,28 @@ class _Model:
 
     def best_free(self) -> str | None:
         """Return the best free arm by the validation persons; the first of equal ones."""
-        free = [arm for arm in FREE_ARMS if arm in self.test]
-        judged = [arm for arm in free if arm in self.validation]
+        return self._best([arm for arm in FREE_ARMS if arm in self.test])
+
+    def best_generative(self) -> str | None:
+        """Return the best arm with synthetic scans, `RECIPE+BATCH` among them, in the same way."""
+        return self._best([arm for arm in self.test if arm == SYNTHETIC or "+" in arm])
+
+    def _best(self, arms: list[str]) -> str | None:
+        judged = [arm for arm in arms if arm in self.validation]
         if judged:
             return max(judged, key=lambda arm: self.validation[arm].auc)
-        return free[-1] if free else None
+        return arms[-1] if arms else None
 
     def summary(self) -> dict[str, Any]:
         """Return the arms and the gain."""
         return {
             "arms": {arm: _measures(persons) for arm, persons in self.test.items()},
-            "gain": self.difference(SYNTHETIC, self.best_free()),
+            "gain": self.difference(self.best_generative(), self.best_free()),
         }
 
-    def difference(self, arm: str, against: str | None) -> dict[str, Any] | None:
+    def difference(self, arm: str | None, against: str | None) -> dict[str, Any] | None:
         """Return the paired difference of two arms' AUC, `arm` minus `against`."""
-        if against is None or arm not in self.test or against not in self.test:
+        if arm is None or arm not in self.test or against is None or against not in self.test:
             return None
         pair = [self.test[against].split, self.test[arm].split]
         positive, negative = (np.stack([side[k] for side in pair]) for k in (0, 1))

@@ -121,13 +121,23 @@ def delong(positive: Array, negative: Array) -> tuple[Array, Array]:
     covariance : shape (scores, scores)
         DeLong et al. 1988: cov(V10)/n1 + cov(V01)/n0, divisor n - 1.
     """
-    wins = (positive[:, :, None] > negative[:, None, :]) + 0.5 * (
-        positive[:, :, None] == negative[:, None, :]
-    )
-    of_positive, of_negative = wins.mean(axis=2), wins.mean(axis=1)
+    of_positive, of_negative = placements(positive, negative)
     covariance = np.atleast_2d(np.cov(of_positive)) / positive.shape[1]
     covariance = covariance + np.atleast_2d(np.cov(of_negative)) / negative.shape[1]
     return of_positive.mean(axis=1), covariance
+
+
+def placements(positive: Array, negative: Array) -> tuple[Array, Array]:
+    """Return DeLong's V10 and V01: each person's share of right orders with the other class.
+
+    Parameters
+    ----------
+    positive, negative : float64 arrays, shape (scores, persons of the class)
+    """
+    wins = (positive[:, :, None] > negative[:, None, :]) + 0.5 * (
+        positive[:, :, None] == negative[:, None, :]
+    )
+    return wins.mean(axis=2), wins.mean(axis=1)
 
 
 def auc_interval(positive: Array, negative: Array) -> tuple[float, float, float]:

@@ -175,10 +175,8 @@ def _power(content: Mapping[str, Any]) -> str | None:
 
 
 def _auc_forest(content: Mapping[str, Any]) -> str | None:
-    arms = content["arms"] or {}
-    rows = [
-        (_short(arm), scores["auc"], arm == "classical_synthetic") for arm, scores in arms.items()
-    ]
+    arms, judged = content["arms"] or {}, (content["gain"] or {}).get("arm")
+    rows = [(_short(arm), scores["auc"], arm == judged) for arm, scores in arms.items()]
     label = "AUC on test persons (0.5: chance, 1: perfect)"
     return charts.forest_plot(rows, "auc", axis_label=label, line_at=0.5) if rows else None
 

@@ -5,6 +5,7 @@ is Student's over paired differences. Which free arm is to be beaten, and which 
 stands for generation, is decided on tuning draws, never on those on which they are judged.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,6 +41,8 @@ class Result:
     """Or `linear`, the field's baseline."""
     measures: Mapping[str, float]
     """`auc` on the test persons; others as the question has them."""
+    refused: bool = False
+    """The batch was refused by its own maker, and the arm is the free one that it stands on."""
 
 
 def summarise(results: Iterable[Result], *, tuning_draws: int) -> list[dict[str, Any]]:
@@ -56,8 +59,10 @@ def summarise(results: Iterable[Result], *, tuning_draws: int) -> list[dict[str,
     -------
     list of dict
         `question`, `patients`, `model`, `draws` (judged), `best_free`, `best_generative`, `arms`
-        (name -> kind, mean and sd of each measure, `difference` and `share` of the gap to the
-        oracle, both against the best free arm, with 95 % intervals), `verdict`, `sentence`.
+        (name -> kind, draws in which its batch was `refused`, mean and sd of each measure,
+        `difference` and `share` of the gap to the oracle, both against the best free arm, with
+        95 % intervals, and whether it is `harmless`), `bites` (a placebo loses what it must),
+        `verdict`, `sentence`.
 
     Raises
     ------
@@ -79,6 +84,7 @@ class _Group:
 
     def __init__(self, results: Sequence[Result], tuning_draws: int) -> None:
         self.kinds = {r.arm: r.kind for r in results}
+        self.refused = Counter(r.arm for r in results if r.refused)
         table = {(r.arm, r.draw): dict(r.measures) for r in results}
         draws = sorted({draw for _, draw in table})
         whole = [d for d in draws if all((arm, d) in table for arm in self.kinds)]
@@ -111,18 +117,26 @@ class _Group:
             "best_free": free,
             "best_generative": generative,
             "arms": arms,
+            "bites": self.bites(arms),
             "verdict": verdict,
             "sentence": sentence,
         }
+
+    def bites(self, arms: Mapping[str, Any]) -> bool | None:
+        """Return whether a placebo costs what it must; None without one."""
+        losses = [a["difference"]["value"] for a in arms.values() if a["kind"] == "placebo"]
+        return min(losses) <= PLACEBO_LOSS if losses else None
 
     def arm(self, arm: str, free: str) -> dict[str, Any]:
         names = sorted({name for a, d in self.table if a == arm for name in self.table[a, d]})
         measures = {name: self.values(arm, name, self.judged) for name in names}
         auc, reference = (self.values(a, "auc", self.judged) for a in (arm, free))
-        oracle = next((a for a, k in self.kinds.items() if k == "oracle"), None)
+        oracle = self.best("oracle")
         gap = None if oracle is None else self.values(oracle, "auc", self.judged) - reference
         return {
             "kind": self.kinds[arm],
+            "refused": self.refused[arm],
+            "harmless": interval(auc - reference)["low"] > HARMLESS,
             "measures": {
                 name: {"mean": float(v.mean()), "sd": float(v.std(ddof=1))}
                 for name, v in measures.items()
@@ -171,14 +185,16 @@ def _share(differences: Array, gap: Array) -> dict[str, float] | None:
     return {"value": ratio, "low": (centre - half) / (1 - g), "high": (centre + half) / (1 - g)}
 
 
-def judge(arm: Mapping[str, Any] | None, generative: str | None, free: str) -> tuple[Verdict, str]:
+def judge(
+    arm: Mapping[str, Any] | None, generative: str | None, free: str, unit: str = "draws"
+) -> tuple[Verdict, str]:
     """Return the verdict on generation in one question; the interval decides, never the point."""
     if arm is None or generative is None:
         return "undecided", "No arm used synthetic persons, so nothing was compared."
     found = arm["difference"]
     words = (
         f"{generative} against {free}: {found['value']:+.3f} AUC "
-        f"({found['low']:+.3f} to {found['high']:+.3f}) in {found['n']} draws"
+        f"({found['low']:+.3f} to {found['high']:+.3f}) in {found['n']} {unit}"
     )
     if found["low"] > 0:
         return "use", f"Use it. {words}."

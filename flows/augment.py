@@ -20,7 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from rarescan._version import VERSION
 from rarescan.configs.schema import RunConfig, dump_config, parse_config
-from rarescan.errors import SettingError, UnreachableError
+from rarescan.errors import GateRefusedError, SettingError, UnreachableError
 from rarescan.files import read_json, read_recipe, write_atomic, write_json
 from rarescan.flows.job import JobDiedError, JobResult, peak_memory, run_job
 from rarescan.flows.plan import Places, mark_finished, show_paths, source_of, with_phantom_tables
@@ -29,6 +29,7 @@ from rarescan.processes import available_cores
 _log = logging.getLogger("rarescan")
 
 Plain = dict[str, Any]
+_SIDE_BY_SIDE = ("train", "judge", "utility_draw")
 _ON_GPU = ("evaluate", "generate", "retrain")
 _PACKAGES = ("torch", "monai", "numpy", "prefect", "mlflow", "pydicom", "SimpleITK", "nilearn")
 
@@ -56,7 +57,7 @@ def step(
             config,
             arguments,
             overwrite=overwrite,
-            beside_others=verb in ("train", "judge"),
+            beside_others=verb in _SIDE_BY_SIDE,
         )
     _note(Places(Path(config["runs"]) / config["name"]), verb, result)
     return str(result.folder)
@@ -82,7 +83,7 @@ def _note(places: Places, verb: str, result: JobResult) -> None:
     recipe = read_recipe(result.folder)
     if recipe is None or not result.folder.is_relative_to(places.root):
         return
-    name = f"{verb}-{result.folder.name}" if verb == "train" else verb
+    name = f"{verb}-{result.folder.name}" if verb in ("train", "utility_draw") else verb
     path = places.recipes / f"{name}.json"
     if path.exists() and read_json(path)["id"] == recipe.id:
         return
@@ -166,10 +167,17 @@ def _all_steps(run: RunConfig, config: Plain, places: Places, *, overwrite: bool
     _show_scores(places)
     decision = do("select", **common, evaluation=evaluation, folder=places.decision)
     folders += [cohort, prepared, *models, places.network, evaluation, decision]
-    batch = None
+    batch, refused = None, places.recipes / "refused.json"
+    refused.unlink(missing_ok=True)
     if read_json(decision / "decision.json")["champion"] is not None:
-        batch = do("generate", prepared=prepared, decision=decision, folder=places.synthetic)
-        folders.append(batch)
+        try:
+            batch = do("generate", prepared=prepared, decision=decision, folder=places.synthetic)
+            folders.append(batch)
+        except GateRefusedError as error:
+            # A generator whose batch is refused is a result: the arms without it and the report
+            # follow, and the verdict says so.
+            _log.warning("%s", error.problem)
+            write_json(refused, {"problem": error.problem})
     folders.append(do("retrain", prepared=prepared, batch=batch, folder=places.classifiers))
     return folders
 

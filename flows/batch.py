@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rarescan.cohort.contracts import Cohort, Grid, Scan
 from rarescan.cohort.store import open_cohort, require_grid, tables, write_cohort
 from rarescan.configs.schema import RunConfig
-from rarescan.errors import GateRefusedError
+from rarescan.errors import GateRefusedError, SettingError
 from rarescan.files import Recipe, read_json, require_recipe, run_step, write_atomic, write_json
 from rarescan.flows.plan import relative, workers_of
 
@@ -72,8 +72,10 @@ def generate(
     """Write a batch of synthetic persons as a BIDS derivative.
 
     The champion comes from a decision folder, or from the registry by address; without either,
-    from the alias `champion`.
+    from the alias `champion`. With `generate.fill` none is needed.
     """
+    if config.generate.fill.what != "none":
+        return _fill(config, prepared, folder, overwrite=overwrite)
     champion = _champion_of(decision) if decision else champion_at(config, model_uri)
     recipe = Recipe(
         step="generate",
@@ -100,7 +102,47 @@ def _asked(config: RunConfig) -> dict[str, Any]:
     asked = asdict(config.generate)
     if config.generate.acquisition.how == "none":
         del asked["acquisition"]
+    del asked["fill"]
     return asked
+
+
+def _fill(config: RunConfig, prepared: Path, folder: Path, *, overwrite: bool) -> Path:
+    """Write training persons at other sites or ages: near copies, which never leave."""
+    wanted = config.generate
+    if wanted.acquisition.how != "none":
+        raise SettingError(
+            "generate.fill and generate.acquisition cannot be combined.",
+            remedy="Set one of them to none.",
+        )
+    recipe = Recipe(
+        step="generate",
+        schema=2,
+        config={"fill": asdict(wanted.fill)},
+        seeds={"batch": wanted.seed},
+        inputs={"prepared": require_recipe(prepared).id},
+        found_at={"prepared": relative(prepared, folder)},
+    )
+
+    def build(work: Path) -> None:
+        from rarescan.generative.fill import IN_WORDS, fill_scans
+
+        cohort, workers = open_cohort(prepared), workers_of(config)
+        scans = fill_scans(cohort, work, wanted.fill, wanted.seed, workers=workers)
+        about = {
+            "batch_id": recipe.id,
+            "model_uri": "",
+            "model_sha256": "",
+            "family": "fill",
+            "seed": wanted.seed,
+            "decision_id": "",
+            "permitted_use": "inside_controller",
+            "near_copy_of_a_person": True,
+            "prepared_id": cohort.cohort_id,
+        }
+        scans = _sidecars(config, prepared, work, scans, about)
+        _close(prepared, work, scans, {**about, "in_words": IN_WORDS[wanted.fill.what]})
+
+    return run_step(folder, recipe, build, overwrite=overwrite)
 
 
 def _champion_of(decision: Path) -> dict[str, Any]:
@@ -137,7 +179,6 @@ def champion_at(config: RunConfig, model_uri: str) -> dict[str, Any]:
 def _write_batch(
     config: RunConfig, prepared: Path, work: Path, champion: Mapping[str, Any], batch_id: str
 ) -> None:
-    from rarescan.evaluation.cards import DATASHEET, datasheet
     from rarescan.registry.store import ModelVersion
 
     version = ModelVersion(**{k: v for k, v in champion.items() if k != "candidate"})
@@ -155,25 +196,35 @@ def _write_batch(
         else "inside_controller",
         "prepared_id": require_recipe(prepared).id,
     }
-    scans = _write_files(
-        work,
-        _as_in(open_cohort(prepared), scans),
-        require_grid(prepared),
-        {
-            "name": f"{config.name}: synthetic persons",
-            "model": about,
-            "workers": workers_of(config),
-        },
-    )
+    scans = _sidecars(config, prepared, work, scans, about)
     about = {**about, "copies": copies}
     if seen:
         about["acquisition"] = seen.about
         _note_acquisitions(work, scans, seen)
-    write_cohort(work, scans=scans, grid=require_grid(prepared), partition={}, about=about)
+    _close(prepared, work, scans, about)
+    shutil.rmtree(work / _DRAWN, ignore_errors=True)
+
+
+def _sidecars(
+    config: RunConfig, prepared: Path, work: Path, scans: Sequence[Scan], about: Mapping[str, Any]
+) -> list[Scan]:
+    """Write a batch's files; every sidecar says what `about` says."""
+    name = f"{config.name}: synthetic persons"
+    if about.get("near_copy_of_a_person"):
+        name = f"{config.name}: real persons' scans, changed: not for release"
+    how = {"name": name, "model": about, "workers": workers_of(config)}
+    return _write_files(work, _as_in(open_cohort(prepared), scans), require_grid(prepared), how)
+
+
+def _close(prepared: Path, work: Path, scans: Sequence[Scan], about: Mapping[str, Any]) -> None:
+    """Write a batch's tables, `batch.json` and datasheet."""
+    from rarescan.evaluation.cards import DATASHEET, datasheet
+
+    grid = require_grid(prepared)
+    write_cohort(work, scans=scans, grid=grid, partition={}, about=about)
     batch = {**about, "n": len(scans)}
     write_json(work / "batch.json", batch)
-    write_atomic(work / DATASHEET, datasheet(batch, scans, require_grid(prepared)))
-    shutil.rmtree(work / _DRAWN, ignore_errors=True)
+    write_atomic(work / DATASHEET, datasheet(batch, scans, grid))
 
 
 def _drawn_scans(

@@ -14,7 +14,7 @@ from rarescan.files import Recipe, read_json, read_recipe, require_recipe, run_s
 from rarescan.flows.plan import relative
 
 if TYPE_CHECKING:
-    from rarescan.classifiers.forms import Persons
+    from rarescan.classifiers.compression.forms import Persons
     from rarescan.classifiers.network import TrainedNetwork
 
 _FOLDS = "folds"
@@ -44,7 +44,7 @@ def compress(
     """
     recipe = Recipe(
         step="compress",
-        schema=1,
+        schema=2,
         config={
             "compress": asdict(config.compress),
             "flags": config.classify.flags,
@@ -59,7 +59,7 @@ def compress(
     )
 
     def build(work: Path) -> None:
-        from rarescan.classifiers import compress as room
+        from rarescan.classifiers.compression import compress as room
         from rarescan.classifiers.network import load_network
         from rarescan.classifiers.package import PACKAGE, open_package
 
@@ -107,10 +107,10 @@ def _persons(config: RunConfig, prepared: Path, trained: "TrainedNetwork") -> "P
     """Return the scans of the classes that a network tells apart, by part of the partition."""
     import numpy as np
 
+    from rarescan.classifiers.compression.forms import Persons
     from rarescan.classifiers.contract import BINARY
     from rarescan.classifiers.examples import Examples, labelled
     from rarescan.classifiers.folds import examples_of
-    from rarescan.classifiers.forms import Persons
     from rarescan.classifiers.splits import label_table
     from rarescan.cohort.contracts import Part
     from rarescan.cohort.store import open_cohort

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from rarescan.classifiers.echo.rows import forget_person, holds
 from rarescan.cohort.contracts import Scan
 from rarescan.cohort.erase import drop_volumes, strip
 from rarescan.cohort.partition import smallest_group
@@ -49,7 +50,7 @@ class Erasure:
     """Registered models that must be trained again."""
     removed: list[Path] = field(default_factory=list)
     """Unfinished results, reports, and what holds the person's anatomy (models of `transfer`,
-    counterfactuals): gone."""
+    counterfactuals, masks and films of echocardiograms): gone."""
 
 
 def erase_person(person: str, runs: Path, registry: RegistryConfig) -> Erasure:
@@ -68,17 +69,20 @@ def erase_person(person: str, runs: Path, registry: RegistryConfig) -> Erasure:
     Raises
     ------
     InputError
-        Nobody has this pseudonym, or another process is writing there.
+        Nobody has this pseudonym, another process is writing there, or echocardiograms also stand
+        in a database whose address RARESCAN_ECHO does not tell.
     UnreachableError
-        The registry does not answer; nothing was changed.
+        The registry or that database does not answer; repeat the command.
     """
-    if not re.fullmatch("[A-Za-z0-9]+", person):
+    if not re.fullmatch("[A-Za-z0-9_-]+", person):
         raise InputError("This is no pseudonym.", remedy="Name it as in participants.tsv: RS...")
     done, results = Erasure(), _Results(runs)
     held = [folder for folder in results.recipes if _holds(folder, person)]
     copies = results.near_copies(person, held)
+    hearts = [f for f in results.of_step("echo clips") if holds(f.parent, person)]
+    taught = {f: how for f in results.of_step("echo train") if (how := _taught(f, person))}
     known = any(fingerprint(person) in read_erased(f) for f in results.recipes)
-    if not (held or copies or known):
+    if not (held or copies or hearts or taught or known):
         raise InputError(
             f"No result below {runs} holds this person.",
             remedy="Check the pseudonym and --runs, or the key: another key gives other names.",
@@ -87,12 +91,19 @@ def erase_person(person: str, runs: Path, registry: RegistryConfig) -> Erasure:
     for folder in copies:
         del results.recipes[folder]
         _remove(folder)
+    for folder in hearts:
+        write_erased(folder, {*read_erased(folder), fingerprint(person)})
+        done.removed += forget_person(folder.parent, person)
+        done.cleaned.append(folder.parent)
+    for folder, how in taught.items():
+        _mark(folder, person, needs_retraining=how == "taught")
+        done.marked.append(folder)
     # Dependents first: as long as a cohort holds the person, a repeated command finds them again.
-    for folder in sorted(held, key=lambda f: results.recipes[f].step == "ingest"):
+    for folder in sorted(held, key=lambda f: len(results.dependents(f))):
         _mark_dependents(folder, person, results, (runs, registry), done)
         _clean(folder, person)
         done.cleaned.append(folder)
-    for folder in sorted(results.recipes, key=lambda f: results.recipes[f].step != "ingest"):
+    for folder in sorted(results.recipes, key=lambda f: -len(results.dependents(f))):
         if fingerprint(person) in read_erased(folder):
             _renew_recipe(folder)
     return done
@@ -112,6 +123,10 @@ class _Results:
             self.recipes[folder] = recipe
             waiting += self._inputs(folder)
 
+    def of_step(self, step: str) -> list[Path]:
+        """Return the folders that a step made."""
+        return [folder for folder, recipe in self.recipes.items() if recipe.step == step]
+
     def _inputs(self, folder: Path) -> list[Path]:
         return [(folder / where).resolve() for where in self.recipes[folder].found_at.values()]
 
@@ -125,7 +140,7 @@ class _Results:
         return users
 
     def near_copies(self, person: str, held: Sequence[Path]) -> list[Path]:
-        """Return the counterfactuals of a person's scan.
+        """Return the counterfactuals of a person's scan, and the filled batches that show it.
 
         Whose scan a file shows is not known, so those made of files with the help of a cohort
         that holds the person are taken for the person's.
@@ -134,7 +149,7 @@ class _Results:
         return [
             folder
             for folder, recipe in self.recipes.items()
-            if recipe.step == "counterfactual"
+            if (recipe.step in ("counterfactual", "fill") or "fill" in recipe.config)
             and (
                 recipe.config.get("person") == fingerprint(person)
                 or (not recipe.config.get("person") and recipe.inputs["prepared"] in ids)
@@ -205,12 +220,7 @@ def _mark_dependents(
         step = results.recipes[dependent].step
         trained = part in _LEARNED_FROM or step == "retrain"
         done.removed += _remove_anatomy(dependent, step) if part in _LEARNED_FROM else []
-        strip(dependent, person)
-        write_erased(
-            dependent,
-            {*read_erased(dependent), fingerprint(person)},
-            needs_retraining=trained or _needs_retraining(dependent),
-        )
+        _mark(dependent, person, needs_retraining=trained)
         done.marked.append(dependent)
     for report in [p for p in folder.parent.glob("report.*") if p.suffix in (".html", ".json")]:
         # It shows scans of persons; `rarescan report` makes it again without this one.
@@ -218,10 +228,21 @@ def _mark_dependents(
         done.removed.append(report)
 
 
-def _needs_retraining(folder: Path) -> bool:
+def _mark(folder: Path, person: str, *, needs_retraining: bool) -> None:
+    """Strip a result of the person's name, and note that it had used the person."""
     with suppress(FileNotFoundError):
-        return bool(read_json(erased_list(folder)).get("needs_retraining"))
-    return False
+        needs_retraining |= bool(read_json(erased_list(folder)).get("needs_retraining"))
+    strip(folder, person)
+    erased = {*read_erased(folder), fingerprint(person)}
+    write_erased(folder, erased, needs_retraining=needs_retraining)
+
+
+def _taught(folder: Path, person: str) -> str:
+    """Return how a network for echocardiograms knows a person, as long as it is not marked."""
+    known = read_json(folder / "taught.json")
+    if fingerprint(person) in read_erased(folder):
+        return ""
+    return next((how for how, people in known.items() if fingerprint(person) in people), "")
 
 
 def _earlier_ids(folder: Path) -> list[str]:
@@ -286,9 +307,10 @@ def _renew_recipe(folder: Path) -> None:
         return
     if recipe.step == "ingest":
         renewed = with_erased(recipe, read_erased(folder))
-    elif recipe.step == "prepare":
-        cohort = read_recipe((folder / recipe.found_at["cohort"]).resolve())
-        inputs = {**recipe.inputs, **({"cohort": cohort.id} if cohort else {})}
+    elif recipe.step in ("prepare", "hold-out"):
+        name = "cohort" if recipe.step == "prepare" else "prepared"
+        source = read_recipe((folder / recipe.found_at[name]).resolve())
+        inputs = {**recipe.inputs, **({name: source.id} if source else {})}
         renewed = Recipe(**{**recipe.as_dict(), "inputs": inputs})
     else:
         return

@@ -144,7 +144,7 @@ def with_phantom_tables(config: RunConfig) -> dict[str, Any]:
 _PATHS = {"path", "labels", "key_file", "credentials_file", "persons"}
 _PATHS |= {"confirmed_scans", "confirmed_persons", "feedback", "batch", "cohort", "runs", "table"}
 _PATHS |= {"codec_weights", "init_from", "checkpoints", "weights", "strip_command"}
-_PATHS |= {"address", "tracking_uri"}
+_PATHS |= {"address", "tracking_uri", "command", "model"}
 """Names of settings that hold a path or an address, which may hold a password."""
 
 

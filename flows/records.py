@@ -5,6 +5,7 @@ its recipe. Settings are logged without the places of the source, the labels and
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -234,7 +235,7 @@ def log_arms(config: RunConfig, classifiers: Path, recipe_id: str, batch: Path |
             recipe_id=recipe_id,
             name=f"{config.name}/classifiers",
             about="arms",
-            params=asdict(config.retrain),
+            params=require_recipe(classifiers).config["retrain"],
             metrics=metrics,
             tags={"verdict": summary["verdict"], "sentence": summary["sentence"]},
             files={str(classifiers / "gain.json"): ""},
@@ -242,7 +243,47 @@ def log_arms(config: RunConfig, classifiers: Path, recipe_id: str, batch: Path |
     )
     version = registry.find(read_json(batch / "batch.json")["model_uri"]) if batch else None
     if version is not None:
-        registry.tag(version, "helps", summary["verdict"])
+        for tag in ("helps", helps_tag(summary["about"])):
+            registry.tag(version, tag, summary["verdict"])
+
+
+def log_utility(config: RunConfig, folder: Path, recipe_id: str) -> None:
+    """Log every arm's difference to the best arm that costs nothing, question by question."""
+    entries = read_json(folder / "utility.json")["entries"]
+    metrics = [
+        (re.sub(r"[^\w.\-]", "_", f"{of}.{arm}.{key}"), float(found["difference"][key]), 0)
+        for entry in entries
+        for of in [f"{entry['question']}.{entry['patients']}.{entry['model']}"]
+        for arm, found in entry["arms"].items()
+        for key in ("value", "low", "high")
+    ]
+    verdicts = {
+        f"{e['question']}.{e['patients']}": str(e["verdict"])
+        for e in entries
+        if e["model"] == "network"
+    }
+    _registry(config).log(
+        RunRecord(
+            recipe_id=recipe_id,
+            name=f"{config.name}/utility",
+            about="utility",
+            params=asdict(config.utility),
+            metrics=metrics,
+            tags=verdicts,
+            files={str(folder / "utility.json"): ""},
+        )
+    )
+
+
+def helps_tag(about: Mapping[str, str]) -> str:
+    """Return the tag of one verdict: classifier, question, and what nobody had seen.
+
+    `helps` alone is the last verdict; one batch may help a network and not another, or a new
+    scanner and not the known one.
+    """
+    question = f"{about['positive']}-{about['negative']}"
+    unseen = {"person": "new_persons", "site": "new_site"}[about["held_out"]]
+    return re.sub(r"[^\w.\- ]", "_", f"helps.{about['classifier']}.{question}.{unseen}")
 
 
 def _registry(config: RunConfig) -> Registry:
@@ -253,6 +294,8 @@ def _loggable(config: RunConfig) -> dict[str, Any]:
     plain = plain_config(config)
     plain["source"]["path"] = ""
     plain["report"] = plain["monitor"] = {}
+    plain["retrain"]["command"] = [Path(word).name for word in config.retrain.command]
+    plain["retrain"]["model"] = Path(config.retrain.model).name
     for key in ("labels", "key_file", "confirmed_scans", "confirmed_persons"):
         plain["ingest"][key] = ""
     return plain

@@ -1,8 +1,8 @@
 """The way into the flows from the command line.
 
-`run_verb` runs one verb, `run_augment` the whole way, `run_together` several; each finds or starts
-a Prefect server first. Prefect is imported here only once its settings stand in the environment,
-because it reads them when it is imported.
+`run_verb` runs one verb, `run_augment` the whole way, `run_together` several, `run_utility` the
+benchmark; each finds or starts a Prefect server first. Prefect is imported here only once its
+settings stand in the environment, because it reads them when it is imported.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from rarescan.configs.schema import RunConfig, plain_config
 from rarescan.errors import MissingExtraError
-from rarescan.flows.plan import Places, hide_paths, require_apart, with_phantom_tables
+from rarescan.flows.plan import Places, hide_paths, require_apart, with_phantom_tables, workers_of
 from rarescan.flows.server import owner, prefect_server, quiet_prefect
 
 Plain = dict[str, Any]
@@ -61,6 +61,20 @@ def run_together(configs: Sequence[RunConfig], *, overwrite: bool = False) -> li
     plain = [hide_paths(plain_config(config)) for config in configs]
     _on_a_server(configs[0], lambda: str(named(plain, overwrite=overwrite)))
     return [Places(config.root).report for config in configs]
+
+
+def run_utility(config: RunConfig, *, overwrite: bool = False) -> Path:
+    """Run the utility benchmark; return the folder of its results."""
+    _require_device(config)
+    quiet_prefect()
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    from rarescan.flows.utility import utility
+
+    side_by_side: Any = ThreadPoolTaskRunner(max_workers=workers_of(config))
+    named = utility.with_options(flow_run_name=config.name, task_runner=side_by_side)
+    plain = hide_paths(plain_config(config))
+    return Path(_on_a_server(config, lambda: named(plain, overwrite=overwrite)))
 
 
 def _on_a_server(config: RunConfig, work: Callable[[], str]) -> str:

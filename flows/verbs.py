@@ -13,13 +13,17 @@ from pathlib import Path
 
 from rarescan.configs.schema import RunConfig
 from rarescan.errors import InputError, SettingError
-from rarescan.files import Recipe, require_recipe, run_step, write_json
+from rarescan.files import Recipe, require_recipe, run_step
+from rarescan.flows.anomaly import anomaly
 from rarescan.flows.batch import generate, sample_candidate
 from rarescan.flows.classify import classify
 from rarescan.flows.compress import compress
 from rarescan.flows.grid import classify_grid
 from rarescan.flows.monitor import monitor
 from rarescan.flows.plan import relative, workers_of
+from rarescan.flows.retrain import retrain
+from rarescan.flows.thinned import thinned
+from rarescan.flows.utility_draw import utility, utility_draw
 from rarescan.generative.spec import GeneratorSpec
 
 _log = logging.getLogger("rarescan")
@@ -204,49 +208,6 @@ def select(
     return run_step(folder, recipe, build, overwrite=overwrite)
 
 
-def retrain(
-    config: RunConfig,
-    prepared: Path,
-    batch: Path | None,
-    folder: Path,
-    *,
-    overwrite: bool = False,
-) -> Path:
-    """Train the classifier in every arm, judge it on test persons, and say whether it helped."""
-    import pyarrow.parquet as pq
-
-    from rarescan.classifiers.arms import run_arms
-    from rarescan.evaluation import gain
-    from rarescan.flows.records import log_arms
-
-    inputs = {"prepared": prepared} | ({"batch": batch} if batch else {})
-    if batch:
-        require_recipe(batch, "generate")
-    recipe = Recipe(
-        step="retrain",
-        schema=2,
-        config={"retrain": asdict(config.retrain), "question": asdict(config.question)},
-        inputs={name: require_recipe(path).id for name, path in inputs.items()},
-        found_at={name: relative(path, folder) for name, path in inputs.items()},
-    )
-
-    def build(work: Path) -> None:
-        run_arms(
-            work,
-            prepared,
-            batch,
-            config.retrain,
-            config.question,
-            workers=workers_of(config),
-            device=config.device,
-        )
-        write_json(work / "gain.json", gain.summarise(pq.read_table(work / "predictions.parquet")))
-
-    run_step(folder, recipe, build, overwrite=overwrite)
-    log_arms(config, folder, recipe.id, batch)
-    return folder
-
-
 def report(config: RunConfig, run: Path) -> Path:
     """Write `report.html` and `report.json` of a run's folder."""
     from rarescan.evaluation.report import write_report
@@ -277,8 +238,12 @@ VERBS: Mapping[str, Callable[..., Path]] = {
     "generate": generate,
     "retrain": retrain,
     "classify": classify,
+    "anomaly": anomaly,
     "compress": compress,
     "classify_grid": classify_grid,
+    "utility_draw": utility_draw,
+    "utility": utility,
+    "thinned": thinned,
     "report": report,
     "monitor": monitor,
 }

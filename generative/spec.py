@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types as at
 
+from rarescan.cohort.contracts import Question
 from rarescan.settings import STRICT
 
 Family = Literal["vae", "gan", "diffusion", "gaussian", "transfer"]
@@ -116,6 +117,18 @@ class AcquisitionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FillConfig:
+    """Training persons at another site or at another age, in place of a generator's samples."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    what: Literal["none", "site", "age"] = "none"
+    """`site`: every training person as each other site would have shown them; `age`: every
+    training person at an age of the other half. So no cell of diagnosis and site, or of diagnosis
+    and age, stays empty. Near copies of persons: such a batch never leaves the controller."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     """What a batch of synthetic persons holds."""
 
@@ -128,3 +141,22 @@ class GenerateConfig:
     diagnoses: tuple[str, ...] = ()
     """Which diagnoses; empty: all of the cohort."""
     acquisition: AcquisitionConfig = field(default_factory=AcquisitionConfig)
+    fill: FillConfig = field(default_factory=FillConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeConfig:
+    """Patients made of training controls and a pattern of the disease from outside."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+
+    pattern: str = ""
+    """A NIfTI map in MNI space (t values, effect sizes, changes of volume), or a table of regions
+    (`region,effect`); negative where patients have less tissue."""
+    question: Question = field(default_factory=Question)
+    """Whose disease, and who the donors are."""
+    persons: Annotated[int, at.Ge(1)] = 240
+    """Synthetic patients."""
+    shrinkage: Annotated[float, at.Ge(0), at.Le(0.5)] = 0.0
+    """Loss of tissue's log volume for a growth of 1 in the log-odds of fluid: 0 only opens
+    sulci."""

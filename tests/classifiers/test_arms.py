@@ -1,6 +1,7 @@
 """Arms: what differs between them, what never does, and what is refused."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rarescan.classifiers import arms, baseline
+from rarescan.classifiers import arm_scans, arms, baseline
 from rarescan.classifiers.examples import Examples, labelled
 from rarescan.classifiers.network import load_network
-from rarescan.classifiers.spec import Arm, ClassifierConfig, RetrainConfig
+from rarescan.classifiers.spec import ClassifierConfig, RetrainConfig
 from rarescan.cohort.contracts import Part, Question
 from rarescan.cohort.store import open_cohort
 from rarescan.errors import GridMismatchError, InputError, SettingError
@@ -43,11 +44,11 @@ def batch(prepared: Path, make_cohort: Callable[..., Path], tmp_path_factory: An
 def finished(prepared: Path, batch: Path, tmp_path_factory: Any) -> Path:
     """Return the folder of a whole run."""
     work: Path = tmp_path_factory.mktemp("arms")
-    arms.run_arms(work, prepared, batch, QUICK, QUESTION, workers=1, device="cpu")
+    arms.run_arms(work, prepared, {"synthetic": batch}, QUICK, QUESTION, workers=1, device="cpu")
     return work
 
 
-def _unit(prepared: Path, batch: Path | None, arm: Arm, **changes: Any) -> arms.Unit:
+def _unit(prepared: Path, batch: Path | None, arm: str, **changes: Any) -> arms.Unit:
     unit = arms.Unit(
         work=Path("nowhere"),
         prepared=prepared,
@@ -60,6 +61,10 @@ def _unit(prepared: Path, batch: Path | None, arm: Arm, **changes: Any) -> arms.
         device="cpu",
     )
     return replace(unit, **changes)
+
+
+def _added(unit: arms.Unit) -> Examples | None:
+    return arms.scans_of(unit, open_cohort(unit.prepared))[1]
 
 
 def _real(prepared: Path) -> Examples:
@@ -140,7 +145,7 @@ def test_only_the_augmented_arms_are_augmented(prepared: Path, batch: Path) -> N
 
 def test_placebo_patients_are_training_controls(prepared: Path, batch: Path) -> None:
     real = _real(prepared)
-    placebo = arms.added_patients(_unit(prepared, batch, "placebo"), real)
+    placebo = _added(_unit(prepared, batch, "placebo"))
     assert placebo is not None
     controls = {p for p, label in zip(real.person_ids, real.labels, strict=True) if label == 0}
     assert set(placebo.person_ids) <= controls
@@ -151,11 +156,11 @@ def test_placebo_patients_are_training_controls(prepared: Path, batch: Path) -> 
 
 def test_added_patients_are_synthetic_patients_and_no_controls(prepared: Path, batch: Path) -> None:
     unit = _unit(prepared, batch, "classical_synthetic")
-    added = arms.added_patients(unit, _real(prepared))
+    added = _added(unit)
     assert added is not None
     diagnosis = {s.person_id: s.condition.diagnosis for s in open_cohort(batch).scans}
     assert [diagnosis[p] for p in added.person_ids] == ["bvFTD"] * 10
-    assert arms.added_patients(_unit(prepared, batch, "classical"), _real(prepared)) is None
+    assert _added(_unit(prepared, None, "classical")) is None
 
 
 @pytest.mark.parametrize(
@@ -182,12 +187,12 @@ def test_synthetic_patients_fill_the_rare_class(
         )
 
     config = RetrainConfig(synthetic_share=share)
-    assert arms.n_added(config, persons(patients, controls), persons(in_batch, 0)) == expected
+    assert arm_scans.n_added(config, persons(patients, controls), persons(in_batch, 0)) == expected
 
 
 def test_without_a_batch_there_is_no_synthetic_arm(prepared: Path, tmp_path: Path) -> None:
     config = replace(QUICK, arms=("real", "classical_synthetic", "placebo"), seeds=1)
-    arms.run_arms(tmp_path, prepared, None, config, QUESTION, workers=1, device="cpu")
+    arms.run_arms(tmp_path, prepared, {}, config, QUESTION, workers=1, device="cpu")
     table = pd.read_parquet(tmp_path / arms.PREDICTIONS)
     assert set(zip(table.arm, table.model, strict=True)) == {
         ("real", "network"),
@@ -216,12 +221,16 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     monkeypatch.setitem(arms._FIT, "linear", counted)
     monkeypatch.setitem(arms._FIT, "network", counted)
     with pytest.raises(KeyboardInterrupt):
-        arms.run_arms(tmp_path, prepared, batch, QUICK, QUESTION, workers=1, device="cpu")
+        arms.run_arms(
+            tmp_path, prepared, {"synthetic": batch}, QUICK, QUESTION, workers=1, device="cpu"
+        )
     assert not (tmp_path / arms.PREDICTIONS).exists()
     monkeypatch.undo()
     first_result = fitted[0].folder / "result.json"
     before = first_result.stat().st_mtime_ns
-    arms.run_arms(tmp_path, prepared, batch, QUICK, QUESTION, workers=1, device="cpu")
+    arms.run_arms(
+        tmp_path, prepared, {"synthetic": batch}, QUICK, QUESTION, workers=1, device="cpu"
+    )
     assert first_result.stat().st_mtime_ns == before
     for name in (arms.PREDICTIONS, arms.CURVES):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
@@ -242,8 +251,6 @@ def test_held_out_scans_never_reach_the_weights(prepared: Path, tmp_path: Path) 
 
 
 def _copy_with_other_volumes(source: Path, root: Path, parts: tuple[Part, ...]) -> None:
-    import shutil
-
     shutil.copytree(source, root)
     rows = open_cohort(root).indices(*parts)
     volumes = np.load(root / "rarescan" / "volumes.npy", mmap_mode="r+")
@@ -273,17 +280,17 @@ def test_a_batch_of_another_cohorts_model_is_refused(
         tmp_path / "b", 3, 0, origin="synthetic", partition=False, prepared_id="0123456789abcdef"
     )
     with pytest.raises(InputError, match="another cohort"):
-        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+        arms.run_arms(tmp_path / "w", prepared, {"synthetic": batch}, QUICK, QUESTION)
     (batch / "batch.json").unlink()
     recipe = json.loads((batch / "recipe.json").read_text())
     write_json(batch / "recipe.json", recipe | {"inputs": {"prepared": "0123456789abcdef"}})
     with pytest.raises(InputError, match="another cohort"):
-        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+        arms.run_arms(tmp_path / "w", prepared, {"synthetic": batch}, QUICK, QUESTION)
 
 
 def test_a_real_cohort_in_the_place_of_a_batch_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not synthetic"):
-        arms.run_arms(tmp_path, prepared, prepared, QUICK, QUESTION)
+        arms.run_arms(tmp_path, prepared, {"synthetic": prepared}, QUICK, QUESTION)
 
 
 def test_a_batch_on_another_grid_is_refused(
@@ -291,7 +298,7 @@ def test_a_batch_on_another_grid_is_refused(
 ) -> None:
     batch = make_cohort(tmp_path / "b", 2, 0, origin="synthetic", partition=False, spacing_mm=16.0)
     with pytest.raises(GridMismatchError):
-        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+        arms.run_arms(tmp_path / "w", prepared, {"synthetic": batch}, QUICK, QUESTION)
 
 
 def test_a_batch_without_patients_is_refused(
@@ -299,14 +306,14 @@ def test_a_batch_without_patients_is_refused(
 ) -> None:
     batch = make_cohort(tmp_path / "b", 0, 4, origin="synthetic", partition=False)
     with pytest.raises(InputError, match="nobody with the diagnosis 'bvFTD'"):
-        arms.run_arms(tmp_path / "w", prepared, batch, QUICK, QUESTION)
+        arms.run_arms(tmp_path / "w", prepared, {"synthetic": batch}, QUICK, QUESTION)
 
 
 def test_a_question_about_an_absent_diagnosis_names_the_present_ones(
     prepared: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="the cohort has: bvFTD, control"):
-        arms.run_arms(tmp_path, prepared, None, QUICK, Question(positive="AD"))
+        arms.run_arms(tmp_path, prepared, {}, QUICK, Question(positive="AD"))
     assert not list(tmp_path.iterdir())
 
 
@@ -339,10 +346,10 @@ def test_arms_take_the_same_steps_and_refuse_what_would_change_that(
 ) -> None:
     config = replace(QUICK, classifier=ClassifierConfig(patience=3))
     with pytest.raises(SettingError, match="different numbers of steps"):
-        arms.run_arms(tmp_path, prepared, None, config, QUESTION)
+        arms.run_arms(tmp_path, prepared, {}, config, QUESTION)
     idle = replace(QUICK, classifier=ClassifierConfig(network="resnet10", channels=(4,)))
     with pytest.raises(SettingError, match=r"retrain\.classifier\.channels"):
-        arms.run_arms(tmp_path, prepared, None, idle, QUESTION)
+        arms.run_arms(tmp_path, prepared, {}, idle, QUESTION)
     assert not list(tmp_path.iterdir())
 
 
@@ -351,7 +358,92 @@ def test_the_number_of_workers_changes_no_byte(
     prepared: Path, finished: Path, tmp_path: Path
 ) -> None:
     config = replace(QUICK, arms=("real",), seeds=1)
-    arms.run_arms(tmp_path, prepared, None, config, QUESTION, workers=2, device="cpu")
+    arms.run_arms(tmp_path, prepared, {}, config, QUESTION, workers=2, device="cpu")
     for fit in ("networks/real-0", "linear/real-0"):
         for name in ("weights.safetensors", "result.json"):
             assert (tmp_path / fit / name).read_bytes() == (finished / fit / name).read_bytes()
+
+
+@pytest.fixture
+def without_validation(prepared: Path, tmp_path: Path) -> Path:
+    """Return the cohort with its validation persons among the test persons."""
+    root = tmp_path / "two_parts"
+    shutil.copytree(prepared, root)
+    stored = json.loads((root / "rarescan" / "cohort.json").read_text())
+    parts = {p: "train" if v == "train" else "test" for p, v in stored["partition"].items()}
+    write_json(root / "rarescan" / "cohort.json", stored | {"partition": parts})
+    return root
+
+
+def test_arms_of_all_kinds_are_trained_where_nobody_validates(
+    without_validation: Path, batch: Path, make_cohort: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The batch is written by the name that the arm gives it; the oracle has persons of its own."""
+    oracle = make_cohort(tmp_path / "oracle", 10, 5, seed=9, partition=False)
+    stored = json.loads((oracle / "rarescan" / "cohort.json").read_text())
+    held_out = {p for p, v in open_cohort(without_validation).partition.items() if v == "test"}
+    parts = {s.person_id: "train" for s in open_cohort(oracle).scans if s.person_id not in held_out}
+    write_json(oracle / "rarescan" / "cohort.json", stored | {"partition": parts})
+    names = ("strong", "landmarks", "weighted", "mixup", "tones+vae:all", "strong+vae", "oracle")
+    config = replace(QUICK, arms=names, seeds=1)
+    arms.run_arms(
+        tmp_path / "w", without_validation, {"vae": batch}, config, QUESTION,
+        oracle=oracle, workers=1, device="cpu",
+    )  # fmt: skip
+    table = pd.read_parquet(tmp_path / "w" / arms.PREDICTIONS)
+    assert set(table.part) == {"test"}
+    assert set(zip(table.arm, table.model, strict=True)) == {
+        *((arm, "network") for arm in names),
+        *((arm, "linear") for arm in ("strong", "tones+vae:all", "strong+vae", "oracle")),
+    }
+    curves = json.loads((tmp_path / "w" / arms.CURVES).read_text())
+    added = {fit["arm"]: fit["added"] for fit in curves["fits"]}
+    assert (added["tones+vae:all"], added["strong+vae"], added["oracle"]) == (15, 10, 0)
+    assert load_network(tmp_path / "w" / "networks" / "strong-0", "cpu").config.recipe == "strong"
+    with pytest.raises(InputError, match="no usable network"):
+        load_network(tmp_path / "w" / "networks" / "landmarks-0", "cpu")
+
+
+def test_the_oracle_never_trains_on_somebody_who_is_tested(prepared: Path, tmp_path: Path) -> None:
+    oracle = tmp_path / "oracle"
+    shutil.copytree(prepared, oracle)
+    stored = json.loads((oracle / "rarescan" / "cohort.json").read_text())
+    everybody = dict.fromkeys(stored["partition"], "train")
+    write_json(oracle / "rarescan" / "cohort.json", stored | {"partition": everybody})
+    config = replace(QUICK, arms=("real", "oracle"))
+    with pytest.raises(InputError, match="would train the oracle"):
+        arms.run_arms(tmp_path / "w", prepared, {}, config, QUESTION, oracle=oracle)
+    with pytest.raises(SettingError, match="needs the oracle's cohort"):
+        arms.run_arms(tmp_path / "w", prepared, {}, config, QUESTION)
+
+
+def test_an_arm_of_another_batch_names_those_that_there_are(
+    prepared: Path, batch: Path, tmp_path: Path
+) -> None:
+    config = replace(QUICK, arms=("strong+vea",))
+    with pytest.raises(SettingError, match="a batch named 'vea'") as refused:
+        arms.run_arms(tmp_path, prepared, {"vae": batch}, config, QUESTION)
+    assert "vae" in refused.value.remedy
+
+
+@pytest.mark.parametrize("arm", ["strong", "landmarks", "site_balanced"])
+def test_recipes_of_brains_are_refused_for_pictures(
+    arm: str, pictures: Path, tmp_path: Path
+) -> None:
+    question = Question(positive="covid", negative="regular")
+    with pytest.raises(SettingError, match="is for brain volumes"):
+        arms.run_arms(tmp_path, pictures, {}, replace(QUICK, arms=(arm,)), question)
+    assert not list(tmp_path.iterdir())
+
+
+def test_with_landmarks_a_tested_persons_gain_changes_nothing(
+    prepared: Path, tmp_path: Path
+) -> None:
+    config = replace(QUICK, classifier=ClassifierConfig(steps=10, augmentation=0))
+    test = labelled(open_cohort(prepared), QUESTION, "test").read()
+    shifts = {}
+    for arm in ("landmarks", "oversampled"):
+        unit = _unit(prepared, None, arm, work=tmp_path, config=config)
+        classifier, _ = arms._fit_network(unit, open_cohort(prepared))
+        shifts[arm] = np.abs(classifier.score(0.8 * test) - classifier.score(test)).max()
+    assert shifts["landmarks"] < 0.1 * shifts["oversampled"]

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarescan.classifiers.echo_beats import (
+from rarescan.classifiers.echo.beats import (
     beat_fractions,
     clip_fraction,
     find_beats,

@@ -5,17 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from rarescan.classifiers.echo_masks import (
+from rarescan.classifiers.echo.masks import (
     SETTINGS,
     WEIGHTS,
     Segmenter,
-    Traced,
     dice,
-    fit_segmenter,
     load_segmenter,
     to_square,
 )
-from rarescan.classifiers.echo_spec import SegmentConfig
+from rarescan.classifiers.echo.spec import SegmentConfig
+from rarescan.classifiers.echo.train import Lessons, fit_segmenter, gather, judge
 from rarescan.errors import InputError
 from rarescan.phantom.echo import VIEWS, chambers, draw_heart, film
 
@@ -24,23 +23,15 @@ SMALL = SegmentConfig(
 )
 
 
-def traced(n: int, *, known: tuple[bool, bool] = (True, True)) -> Traced:
-    frames, masks = [], []
+def traced(n: int, *, known: tuple[bool, bool] = (True, True)) -> Lessons:
+    hearts = []
     for index in range(n):
         heart = draw_heart(3, index)
         times = np.array([0.0, 0.3])
         view = VIEWS[index % 2]
-        frames.append(to_square(film(heart, view, times, seed=index), SMALL.size_px))
-        both = chambers(heart, view, times)
-        masks.append(
-            np.stack([to_square(m, SMALL.size_px) > 127 for m in both.swapaxes(0, 1)], axis=1)
-        )
-    return Traced(
-        frames=np.concatenate(frames),
-        masks=np.concatenate(masks),
-        known=np.tile(known, (2 * n, 1)),
-        person_ids=tuple(f"P{i // 2}" for i in range(2 * n)),
-    )
+        shown = film(heart, view, times, seed=index)
+        hearts.append((f"P{index}", shown, chambers(heart, view, times)))
+    return replace(gather(hearts, SMALL.size_px), known=np.tile(known, (2 * n, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +45,9 @@ def test_a_heart_that_nobody_trained_on_is_found_at_its_own_size(trained: Segmen
     truth = chambers(heart, "a4c", np.array([0.0, 0.3]))
     found = list(trained.follow(frames))
     assert [one.shape for one in found] == [(2, 112, 112)] * 2
-    assert min(dice(f[0], t[0]) for f, t in zip(found, truth, strict=True)) > 0.75
+    scores = [dice(f[0], t[0]) for f, t in zip(found, truth, strict=True)]
+    assert min(scores) > 0.75
+    assert judge(trained, [("P99", frames, truth)]) == {"P99": pytest.approx(np.mean(scores))}
     assert trained.chambers == ("lv", "la")
 
 
@@ -140,6 +133,17 @@ def test_untraced_chambers_teach_nothing() -> None:
         for t in (one, other)
     ]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_frames_of_any_size_are_gathered_and_an_untraced_atrium_is_unknown() -> None:
+    small, large = np.full((2, 40, 80), 9, np.uint8), np.full((1, 64, 64), 7, np.uint8)
+    ventricle, both = np.ones((2, 1, 40, 80), bool), np.ones((1, 2, 64, 64), bool)
+    found = gather([("A", small, ventricle), ("B", large, both)], 32)
+    assert found.frames.shape == (3, 32, 32)
+    assert found.person_ids == ("A", "A", "B")
+    assert found.known.tolist() == [[True, False], [True, False], [True, True]]
+    assert found.masks[2].all()
+    assert not found.masks[:2, 1].any()
 
 
 def test_nothing_to_learn_from_is_told() -> None:

@@ -3,15 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rarescan.classifiers.echo_agreement import agreement
-from rarescan.classifiers.echo_measure import (
+from rarescan.classifiers.echo.agreement import agreement
+from rarescan.classifiers.echo.measure import (
     FilmFigures,
     measure_film,
     measure_study,
     name_fraction,
 )
-from rarescan.classifiers.echo_spec import FractionConfig
-from rarescan.classifiers.echo_volumes import measure_clip
+from rarescan.classifiers.echo.spec import FractionConfig
+from rarescan.classifiers.echo.volumes import measure_clip
 from rarescan.phantom.echo import Heart, chambers, frame_times_s
 
 HEART = Heart(edv_ml=120, esv_ml=54, length_ed_mm=82, roundness=0.85, heart_rate_bpm=75, tilt_deg=8)

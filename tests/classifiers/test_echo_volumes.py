@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarescan.classifiers.echo_tracings import fill_tracing, film_name, read_tracings
-from rarescan.classifiers.echo_volumes import (
+from rarescan.classifiers.echo.volumes import (
     DISCS,
     Chamber,
     area_length_ml,
@@ -18,6 +17,7 @@ from rarescan.classifiers.echo_volumes import (
     measure_clip,
     simpson_ml,
 )
+from rarescan.imaging.echonet import fill_tracing, film_name, read_tracings
 from rarescan.phantom.echo import (
     SYSTOLE,
     Heart,
@@ -191,7 +191,7 @@ def test_frames_without_a_ventricle_are_gaps_and_stay_in_their_place() -> None:
     masks = chambers(HEART, "a4c", np.zeros(3))[:, 0]
     masks[1] = False
     track = measure_clip(masks, (1.4, 1.4))
-    assert np.isnan(track.volume_ml).tolist() == [False, True, False]
+    assert np.isnan(track.area_mm2).tolist() == [False, True, False]
     assert track.flags[1] == {"not_seen"}
 
 

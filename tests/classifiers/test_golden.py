@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from torch import nn
 
-from rarescan.classifiers.export import Whole
+from rarescan.classifiers.compression.export import Whole
 from rarescan.classifiers.golden import (
     check_golden,
     invent_golden,

@@ -52,3 +52,12 @@ def test_mixing_depends_on_seed_and_step_alone_and_none_leaves_every_bit() -> No
     assert not torch.equal(mixed(images, targets, config, 4)[0], first)
     plain = replace(config, mix="none")
     assert mixed(images, targets, plain, 3)[0] is images
+
+
+def test_a_weight_counts_patients_so_many_times() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits, classes = torch.randn(12, generator=random), [1, 0, 0] * 4
+    repeated = [i for i, label in enumerate(classes) for _ in range(1 + label)]
+    several = targets_of([classes[i] for i in repeated], BINARY, CPU)
+    expected = loss_of(logits[repeated], several) * len(repeated) / len(classes)
+    torch.testing.assert_close(loss_of(logits, targets_of(classes, BINARY, CPU), 2.0), expected)

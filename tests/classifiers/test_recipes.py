@@ -1,8 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
+from rarescan.classifiers.mri import MRI
+from rarescan.classifiers.planes import PICTURES
 from rarescan.classifiers.recipes import (
     Landmarks,
     Tones,
@@ -11,7 +15,9 @@ from rarescan.classifiers.recipes import (
     apply_curve,
     draw_curves,
     strong,
+    with_recipe,
 )
+from rarescan.errors import SettingError
 
 
 def _random(seed: int = 0) -> torch.Generator:
@@ -77,3 +83,22 @@ def test_landmarks_bring_other_scanners_back(heads: torch.Tensor) -> None:
     assert np.abs(learned.apply(other) - real).max() < 0.03  # lines between seven points
     assert np.array_equal(learned.apply(other) == 0, real == 0)
     assert np.abs(learned.apply(real) - real).max() < 0.02
+
+
+@pytest.mark.parametrize("recipe", ["strong", "tones", "any_tones"])
+def test_a_recipe_takes_the_place_of_the_classical_augmentation(
+    recipe: Any, heads: torch.Tensor
+) -> None:
+    modality = with_recipe(MRI, recipe)
+    tones: Tones = {"strong": "none", "tones": "rising", "any_tones": "any"}[recipe]
+    torch.testing.assert_close(
+        modality.augment(heads, 0.5, _random()), strong(heads, _random(), tones, 0.5)
+    )
+    assert with_recipe(modality, recipe).augment is modality.augment
+    assert with_recipe(MRI, "classical") is MRI
+
+
+def test_pictures_keep_their_own_augmentation() -> None:
+    assert with_recipe(PICTURES, "classical") is PICTURES
+    with pytest.raises(SettingError, match="brain volumes"):
+        with_recipe(PICTURES, "tones")

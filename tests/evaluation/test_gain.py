@@ -194,3 +194,33 @@ def test_delong_keeps_its_level_for_two_equal_classifiers():
 def test_tables_that_prove_nothing_are_refused(data, words):
     with pytest.raises(InputError, match=words):
         gain.summarise(data)
+
+
+def test_a_model_that_only_scores_has_areas_and_no_gain():
+    scores = noisy(TRUTH, 2.0, 3)
+    own = rows({"as_it_is": scores}, TRUTH)
+    batch = rows({"as_it_is": np.full(8, 0.99)}, np.ones(8), part="synthetic")
+    found = gain.summarise_scored(pa.Table.from_pylist(own + batch))
+    assert (found["gain"], found["verdict"]) == (None, "undecided")
+    assert found["arms"]["as_it_is"]["auc"]["value"] == pytest.approx(roc_auc_score(TRUTH, scores))
+    assert found["synthetic"]["n"] == 8
+    expected = (scores[TRUTH == 0] < 0.99).mean()
+    assert found["synthetic"]["value"] == pytest.approx(expected)
+    assert "was not retrained" in found["sentence"]
+    alone = gain.summarise_scored(pa.Table.from_pylist(own))
+    assert alone["synthetic"] is None
+    assert "synthetic patients" not in alone["sentence"]
+
+
+def test_the_arm_with_synthetic_scans_is_chosen_by_validation_persons_too():
+    good, bad = noisy(TRUTH, 3.0, 1), noisy(TRUTH, 0.5, 2)
+    other = noisy(TRUTH, 1.0, 3)
+    arms = ("classical_synthetic", "strong+synthetic:all")
+    held = rows(dict(zip(arms, (good, bad), strict=True)) | {"real": other}, TRUTH)
+    judged = rows(
+        dict(zip(arms, (bad, good), strict=True)) | {"real": other}, TRUTH, part="validation"
+    )
+    found = gain.summarise(held + judged)
+    assert (found["gain"]["arm"], found["gain"]["against"]) == ("strong+synthetic:all", "real")
+    assert found["gain_to_real"]["arm"] == "strong+synthetic:all"
+    assert found["gain"]["value"] < 0

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -96,3 +98,20 @@ def test_unfinished_draws_are_left_out_and_too_few_are_refused() -> None:
     assert found["draws"] == 11
     with pytest.raises(InputError, match="2 whole draws"):
         summarise(_results(0.0, draws=6), tuning_draws=4)
+
+
+def test_what_was_refused_and_what_may_harm_stands_beside_the_difference() -> None:
+    placebo = [
+        replace(r, arm="placebo", kind="placebo", measures={"auc": r.measures["auc"] - 0.05})
+        for r in _results(0.0)
+        if r.arm == "classical"
+    ]
+    results = [replace(r, refused=r.arm == "vae" and r.draw > 13) for r in _results(-0.03)]
+    (found,) = summarise(results + placebo, tuning_draws=4)
+    arms = found["arms"]
+    assert {arm: arms[arm]["refused"] for arm in ("vae", "classical")} == {"vae": 2, "classical": 0}
+    assert found["bites"] is True
+    assert not arms["vae"]["harmless"]
+    assert arms["classical"]["harmless"]
+    (without,) = summarise(results, tuning_draws=4)
+    assert without["bites"] is None

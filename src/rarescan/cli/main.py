@@ -30,7 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     # Their commands register themselves on `app`.
-    from rarescan.cli import beside, classify, compress, echo, grid, verbs  # noqa: F401
+    from rarescan.cli import bench, beside, classify, compress, echo, grid, verbs  # noqa: F401
 
     try:
         app()

@@ -5,7 +5,8 @@ settings and wins over the file; `--set` reaches any key.
 """
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,7 @@ from rarescan.cli.options import (
     settings_of,
 )
 from rarescan.configs.schema import RunConfig
-from rarescan.errors import GateRefusedError, InputError
+from rarescan.errors import GateRefusedError, InputError, SettingError
 from rarescan.files import read_json
 
 
@@ -278,16 +279,63 @@ def retrain(
     synthetic: Annotated[Path, typer.Argument(help="A batch written by `rarescan generate`.")],
     classifiers: Out,
     config: Config = "",
+    command: Annotated[
+        str | None,
+        typer.Option(help="Your program: 'python train.py {train} {test} {scores}' (no shell)."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Your model that only scores: ONNX, or models:/name/1.")
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="person, or site after `rarescan hold-out`.")
+    ] = None,
     workers: Workers = None,
     device: Device = None,
     set_: Set = None,
     overwrite: Overwrite = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 unless the verdict is `use`.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the classifier in every arm and say, with an interval, whether the batch helped."""
-    settings = settings_of(config, set_, {"workers": workers, "device": device})
+    options = {
+        "retrain.command": None if command is None else _words(command),
+        "retrain.model": model,
+        "retrain.held_out": held_out,
+        "workers": workers,
+        "device": device,
+    }
+    settings = settings_of(config, set_, options)
     folders = {"prepared": prepared, "batch": synthetic, "folder": classifiers}
     _run(settings, "retrain", folders, overwrite=overwrite, as_json=as_json)
+    if strict:
+        _require_use([read_json(classifiers / "gain.json")["verdict"]])
+
+
+def _words(command: str) -> list[str]:
+    """Return a command's words, as a shell would divide them."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise SettingError(
+            f"The command cannot be divided into words: {error}.",
+            remedy="Close its quotation marks.",
+        ) from None
+
+
+@app.command("hold-out")
+def hold_out(
+    prepared: Prepared,
+    folder: Out,
+    site: Annotated[str, typer.Option(help="The site that nothing may see before `retrain`.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Divide a prepared cohort anew: one site's persons test, the others train and validate."""
+    from rarescan.flows.retrain import hold_out as write
+
+    _print_folder(write(prepared, folder, site, overwrite=overwrite), as_json=as_json)
 
 
 @app.command()
@@ -336,6 +384,12 @@ def run(
     require_apart(runs)
     for one in runs:
         source_of(one)
+        if one.retrain.held_out == "site":
+            raise SettingError(
+                "A run divides persons, not sites, so `retrain.held_out: site` cannot hold.",
+                remedy="Prepare, then `rarescan hold-out PREPARED OTHER --site NAME`, and train, "
+                "select, generate and retrain from OTHER.",
+            )
     waiting = [one for one in runs if overwrite or finished_report(one) is None]
     if waiting:
         from rarescan.flows.start import run_augment, run_together
@@ -351,9 +405,13 @@ def run(
         for one, content in zip(runs, contents, strict=True):
             typer.echo(content["verdict"]["sentence"])
             typer.echo(f"Report: {Places(one.root).report}")
-    verdicts = [content["verdict"]["code"] for content in contents]
-    if strict and any(verdict != "use" for verdict in verdicts):
+    if strict:
+        _require_use([content["verdict"]["code"] for content in contents])
+
+
+def _require_use(verdicts: Sequence[str]) -> None:
+    if any(verdict != "use" for verdict in verdicts):
         raise GateRefusedError(
             f"The verdict is '{', '.join(verdicts)}', not 'use'.",
-            remedy="Read the report; run without --strict to accept any verdict.",
+            remedy="Read the report or gain.json; without --strict any verdict is accepted.",
         )

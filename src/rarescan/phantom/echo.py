@@ -6,6 +6,7 @@ field. No papillary muscles, no foreshortening, and the speckle does not move wi
 tests code and units, not clinical accuracy.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from rarescan.seeds import generator
+from rarescan.seeds import derive, generator
 
 Array = npt.NDArray[np.float64]
 View = Literal["a4c", "a2c"]
@@ -21,6 +22,8 @@ VIEWS: tuple[View, ...] = ("a4c", "a2c")
 
 SYSTOLE = 0.35
 """Share of the cycle from end-diastole to end-systole."""
+_TAUGHT_PHASES = (0.0, 0.35, 0.175, 0.7)
+"""Of the cycle: the frames of an invented heart that are taught."""
 _ROWS = _COLUMNS = 112
 _PROBE_ROW = 4
 _SECTOR_HALF_ANGLE_DEG = 38.0
@@ -137,6 +140,24 @@ def film(heart: Heart, view: View, times_s: Array, *, seed: int) -> npt.NDArray[
         grey = np.clip((decibel + _RANGE_DB) / _RANGE_DB, 0, 1) * sector
         frames.append(np.rint(255 * grey).astype(np.uint8))
     return np.stack(frames)
+
+
+def lessons(
+    n: int, *, seed: int = 0
+) -> Iterator[tuple[str, npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
+    """Yield invented hearts to learn from, both views of each.
+
+    Yields
+    ------
+    (str, uint8 array, bool array)
+        The person, four frames of a beat, and ventricle and atrium in them, shape (4, 2, 112, 112).
+    """
+    for index in range(n):
+        heart = draw_heart(seed, index)
+        times = np.array(_TAUGHT_PHASES) * 60 / heart.heart_rate_bpm
+        for view in VIEWS:
+            shown = film(heart, view, times, seed=derive(seed, index))
+            yield f"PHANTOM{index:04d}", shown, chambers(heart, view, times)
 
 
 def frame_times_s(n_frames: int, fps: float = 30.0, *, start: float = 0.0) -> Array:
