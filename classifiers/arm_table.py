@@ -38,6 +38,10 @@ class ArmSpec:
     mix: Literal["none", "mixup"] = "none"
     landmarks: bool = False
     """Intensities of everybody, the tested persons too, at the landmarks of training controls."""
+    adjust: Literal["none", "age", "site"] = "none"
+    """Take off every score what age, or the site, alone gives it among training controls."""
+    harmonised: bool = False
+    """Everybody, the tested persons too, as the largest site would have shown them."""
     batch: str = ""
     """Name of the batch."""
     use: Use = "patients"
@@ -61,6 +65,9 @@ ARMS: Mapping[str, ArmSpec] = {
     "landmarks": ArmSpec(kind="free", recipe="tones", landmarks=True),
     "site_balanced": ArmSpec(kind="free", recipe="strong", cells="site"),
     "age_balanced": ArmSpec(kind="free", recipe="classical", cells="age"),
+    "age_adjusted": ArmSpec(kind="free", recipe="classical", adjust="age"),
+    "site_centred": ArmSpec(kind="free", recipe="classical", adjust="site"),
+    "harmonised": ArmSpec(kind="free", recipe="classical", cells="site", harmonised=True),
     "classical_synthetic": ArmSpec(kind="generative", recipe="classical", batch=SYNTHETIC),
     "placebo": ArmSpec(kind="placebo", recipe="classical", batch=SYNTHETIC, use="placebo"),
     "placebo_by_number": ArmSpec(
@@ -95,9 +102,10 @@ def arm_spec(name: str) -> ArmSpec:
     use, _, share = way.partition(":")
     if not plus or not batch:
         raise SettingError(f"There is no arm '{name}'.", remedy=nearest(name, [*ARMS]))
-    if base not in FREE:
+    if base not in FREE or ARMS[base].harmonised:
         raise SettingError(
-            f"The arm '{name}' begins with no free arm.", remedy=nearest(base, [*FREE])
+            f"The arm '{name}' begins with no free arm that can take a batch.",
+            remedy=nearest(base, [arm for arm in FREE if not ARMS[arm].harmonised]),
         )
     uses = [known for known in _USES if known == (use or "patients")]
     if not uses:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarescan.classifiers import baseline, train
+from rarescan.classifiers.adjusted import Adjustment
 from rarescan.classifiers.arm_scans import (
     added_scans,
     pools_of,
@@ -93,6 +94,7 @@ def run_arms(  # noqa: PLR0913 - folders, settings and where to compute
     question: Question,
     *,
     oracle: Path | None = None,
+    harmonised: Path | None = None,
     workers: int | None = None,
     device: Device = "auto",
     learner: Learner | None = None,
@@ -121,6 +123,9 @@ def run_arms(  # noqa: PLR0913 - folders, settings and where to compute
         The positive and the negative diagnosis.
     oracle : Path, optional
         Cohort whose training persons the arms `oracle` and `oracle_strong` are trained on.
+    harmonised : Path, optional
+        The same cohort as one site would have shown it, which the arm `harmonised` is trained and
+        tested on.
     workers : int, optional
         Processes; all cores by default. Results do not depend on it. One on a GPU.
     device : {"auto", "cpu", "cuda"}
@@ -140,7 +145,7 @@ def run_arms(  # noqa: PLR0913 - folders, settings and where to compute
     """
     cohort = open_cohort(prepared)
     arms = [arm for arm in config.arms if batches or arm_spec(arm).kind != "generative"]
-    _require_arms(arms, config, batches, oracle)
+    _require_arms(arms, config, batches, {"oracle": oracle, "harmonised": harmonised})
     _require_classes(cohort, question)
     _require_recipes(cohort, arms, config)
     for name, root in batches.items():
@@ -152,8 +157,9 @@ def run_arms(  # noqa: PLR0913 - folders, settings and where to compute
     alone = linear_arms(arms)
     units = [
         Unit(
-            work=work, prepared=prepared, batch=batches.get(arm_spec(arm).batch), oracle=oracle,
-            config=config, question=question, arm=arm, model=model, seed=seed, device=device,
+            work=work, prepared=_seen_as(prepared, harmonised, arm),
+            batch=batches.get(arm_spec(arm).batch), oracle=oracle, config=config,
+            question=question, arm=arm, model=model, seed=seed, device=device,
             learner=learner if model == "network" else None,
         )
         for seed in range(config.seeds)
@@ -167,8 +173,15 @@ def run_arms(  # noqa: PLR0913 - folders, settings and where to compute
     write_json(work / CURVES, {"persons": _counts(cohort, question), "fits": _without(results)})
 
 
+def _seen_as(prepared: Path, harmonised: Path | None, arm: str) -> Path:
+    return harmonised if harmonised is not None and arm_spec(arm).harmonised else prepared
+
+
 def _require_arms(
-    arms: Sequence[str], config: RetrainConfig, batches: Mapping[str, Path], oracle: Path | None
+    arms: Sequence[str],
+    config: RetrainConfig,
+    batches: Mapping[str, Path],
+    cohorts: Mapping[str, Path | None],
 ) -> None:
     """Refuse settings that do nothing, and arms that lack what they are trained on."""
     mixes = any(arm_spec(arm).mix != "none" for arm in arms)
@@ -186,10 +199,12 @@ def _require_arms(
                 f"The arm '{arm}' needs a batch named '{spec.batch}'.",
                 remedy=nearest(spec.batch, [*batches]),
             )
-        if spec.kind == "oracle" and oracle is None:
+        needed = "oracle" if spec.kind == "oracle" else "harmonised" if spec.harmonised else ""
+        if needed and cohorts[needed] is None:
             raise SettingError(
-                f"The arm '{arm}' needs the oracle's cohort, which only invented draws have.",
-                remedy="Leave it out of `retrain.arms`.",
+                f"The arm '{arm}' needs a cohort of its own, which is not there.",
+                remedy="Leave it out of `retrain.arms`: oracles exist for invented draws only, and "
+                "programs of your own are given no harmonised cohort.",
             )
 
 
@@ -211,7 +226,8 @@ def linear_arms(arms: Sequence[str]) -> set[str]:
     for arm in arms:
         spec = arm_spec(arm)
         if spec.kind != "placebo" and not spec.landmarks:
-            first.setdefault((spec.kind, spec.batch, spec.use), arm)
+            own = f"{spec.adjust} {spec.harmonised}"
+            first.setdefault((spec.kind, spec.batch, spec.use, own), arm)
     return set(first.values())
 
 
@@ -238,7 +254,9 @@ def run_unit(unit: Unit) -> dict[str, Any]:
         else:
             classifier, about = _FIT[unit.model](unit, cohort)
             classifier.save(unit.folder)
-            rows = [row for part in _HELD_OUT for row in _rows(unit, cohort, part, classifier)]
+            adjustment = _adjustment(unit, cohort, classifier)
+            scored = (_rows(unit, cohort, part, classifier, adjustment) for part in _HELD_OUT)
+            rows = [row for found in scored for row in found]
         write_json(result, {**_names(unit), **about, "predictions": rows})
     found: dict[str, Any] = read_json(result)
     return found
@@ -300,11 +318,32 @@ def scans_of(unit: Unit, cohort: Cohort) -> tuple[Examples, Examples | None]:
     return real, added_scans(spec, real, batch, unit.config, unit.seed)
 
 
-def _rows(unit: Unit, cohort: Cohort, part: Part, classifier: Classifier) -> list[dict[str, Any]]:
+def _adjustment(unit: Unit, cohort: Cohort, classifier: Classifier) -> Adjustment | None:
+    """Return what is taken off scores, learned from the cohort's training controls."""
+    if unit.spec.adjust == "none":
+        return None
+    real = labelled(cohort, unit.question, "train")
+    controls = real.take([p for p, label in enumerate(real.labels) if label == 0])
+    scores = classifier.score(controls.read())
+    found = Adjustment.of(unit.spec.adjust, scores, controls.conditions)
+    found.save(unit.folder)
+    return found
+
+
+def _rows(
+    unit: Unit,
+    cohort: Cohort,
+    part: Part,
+    classifier: Classifier,
+    adjustment: Adjustment | None,
+) -> list[dict[str, Any]]:
     held_out = labelled(cohort, unit.question, part)
     if not len(held_out):
         return []
-    scores = person_means(held_out.person_ids, classifier.score(held_out.read()))
+    found = classifier.score(held_out.read())
+    if adjustment is not None:
+        found = adjustment.apply(found, held_out.conditions)
+    scores = person_means(held_out.person_ids, found)
     truth = dict(zip(held_out.person_ids, held_out.labels, strict=True))
     return [
         {"person_id": person, "part": part, "truth": truth[person], "score": score}

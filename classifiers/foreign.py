@@ -118,7 +118,9 @@ def _why_not(spec: ArmSpec) -> str:
         return "its loss is the network's own."
     if spec.use == "pretrain":
         return "it changes the scans in the middle of the training."
-    return "it changes the tested scans too." if spec.landmarks else ""
+    if spec.adjust != "none":
+        return "it needs the scores of training controls."
+    return "it changes the tested scans too." if spec.landmarks or spec.harmonised else ""
 
 
 @dataclass(frozen=True)

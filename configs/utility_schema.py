@@ -71,7 +71,9 @@ class UtilityConfig:
     tuning_draws: Annotated[int, at.Ge(0), at.Le(100)] = 4
     """Draws 0, 1, ... choose the free arm to beat and the generative arm that is judged."""
     judged_draws: Annotated[int, at.Ge(3), at.Le(1000)] = 12
-    """Draws 100, 101, ... judge; nothing else looks at them."""
+    """How many draws judge; nothing else may look at them."""
+    first_judged: Annotated[int, at.Ge(100)] = 100
+    """Number of the first of them. Take others once these have been looked at."""
     controls: Annotated[int, at.Ge(20), at.Le(500)] = 120
     """Training controls of a draw."""
     oracle_patients: Annotated[int, at.Ge(4), at.Le(500)] = 120
@@ -86,4 +88,7 @@ class UtilityConfig:
     @property
     def draws(self) -> tuple[int, ...]:
         """Numbers of all draws, those that choose first."""
-        return (*range(self.tuning_draws), *range(100, 100 + self.judged_draws))
+        return (
+            *range(self.tuning_draws),
+            *range(self.first_judged, self.first_judged + self.judged_draws),
+        )

@@ -30,7 +30,7 @@ Verdict = Literal["use", "do_not_use", "undecided"]
 SYNTHETIC = "classical_synthetic"
 FREE_ARMS = (
     "real", "oversampled", "weighted", "mixup", "classical", "strong", "tones", "any_tones",
-    "landmarks", "site_balanced", "age_balanced",
+    "landmarks", "site_balanced", "age_balanced", "age_adjusted", "site_centred", "harmonised",
 )  # fmt: skip
 """Arms that cost nothing; the gain counts against the best of them."""
 MARGIN = 0.02

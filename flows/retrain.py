@@ -6,7 +6,7 @@ compose rooms without Prefect, as `flows.verbs` does.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,23 @@ def _found(config: RunConfig, prepared: Path, batch: Path | None, work: Path) ->
         command = Command(words=own.command, minutes=own.command_minutes)
         run_foreign(work, prepared, batches, command, own, config.question, **how)
     else:
-        run_arms(work, prepared, batches, own, config.question, **how)
+        harmonised = harmonised_for(own.arms, prepared, work / "harmonised")
+        run_arms(work, prepared, batches, own, config.question, harmonised=harmonised, **how)
     found = gain.summarise(pq.read_table(work / PREDICTIONS))
     if own.held_out == "site":
         found["sentence"] = f"At sites that nothing here had seen: {found['sentence']}"
     return found
+
+
+def harmonised_for(arms: Sequence[str], prepared: Path, folder: Path) -> Path | None:
+    """Write the cohort as its largest site would have shown it, where an arm needs it."""
+    from rarescan.classifiers.arm_table import arm_spec
+
+    if not any(arm_spec(arm).harmonised for arm in arms):
+        return None
+    from rarescan.generative.harmonise import write_harmonised
+
+    return write_harmonised(open_cohort(prepared), folder)
 
 
 def _scorer(config: RunConfig) -> Any:

@@ -18,6 +18,7 @@ from rarescan.configs.utility_schema import AskedConfig
 from rarescan.errors import GateRefusedError, SettingError, nearest
 from rarescan.files import Recipe, atomic_path, read_json, require_recipe, run_step, write_json
 from rarescan.flows.plan import Places
+from rarescan.flows.retrain import harmonised_for
 from rarescan.seeds import derive
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ def _reached(
     )
     run_arms(
         arms, cohort, batches, retrain, config.question,
-        oracle=oracle, workers=1, device=config.device,
+        oracle=oracle, harmonised=harmonised_for(asked.arms, cohort, images / "harmonised"),
+        workers=1, device=config.device,
     )  # fmt: skip
     rows = pq.read_table(arms / PREDICTIONS).to_pylist()
     rows += _informed(config, asked, retrain.arms, arms, cohort)

@@ -8,7 +8,7 @@ from rarescan.evaluation.gain import FREE_ARMS
 
 def test_what_costs_nothing_is_the_same_for_training_and_for_the_gain() -> None:
     assert set(FREE) == set(FREE_ARMS)
-    assert len(FREE) == 11
+    assert len(FREE) == 14
 
 
 def test_a_free_arm_with_a_batch_changes_only_what_the_batch_brings() -> None:
@@ -34,9 +34,10 @@ def test_places_need_classes_where_a_batch_replaces_patients() -> None:
     ("name", "remedy"),
     [
         ("stron", "strong"),
-        ("oracle+vae", "Valid: age_balanced"),
+        ("oracle+vae", "Valid: age_adjusted"),
         ("clasical+vae", "classical"),
         ("strong+", "strong"),
+        ("harmonised+swap", "Valid: age_adjusted"),
         ("strong+vae:onyl", "only"),
         ("strong+vae:placebo", "Valid: all"),
         ("strong+vae:all:2", "from 0 to below 1"),

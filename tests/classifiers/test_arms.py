@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 from rarescan.classifiers import arm_scans, arms, baseline
+from rarescan.classifiers.adjusted import ADJUSTMENT
 from rarescan.classifiers.examples import Examples, labelled
 from rarescan.classifiers.network import load_network
 from rarescan.classifiers.spec import ClassifierConfig, RetrainConfig
 from rarescan.cohort.contracts import Part, Question
-from rarescan.cohort.store import open_cohort
+from rarescan.cohort.store import open_cohort, write_cohort
 from rarescan.errors import GridMismatchError, InputError, SettingError
 from rarescan.files import require_recipe, write_json
 
@@ -413,7 +415,7 @@ def test_the_oracle_never_trains_on_somebody_who_is_tested(prepared: Path, tmp_p
     config = replace(QUICK, arms=("real", "oracle"))
     with pytest.raises(InputError, match="would train the oracle"):
         arms.run_arms(tmp_path / "w", prepared, {}, config, QUESTION, oracle=oracle)
-    with pytest.raises(SettingError, match="needs the oracle's cohort"):
+    with pytest.raises(SettingError, match="needs a cohort of its own"):
         arms.run_arms(tmp_path / "w", prepared, {}, config, QUESTION)
 
 
@@ -447,3 +449,51 @@ def test_with_landmarks_a_tested_persons_gain_changes_nothing(
         classifier, _ = arms._fit_network(unit, open_cohort(prepared))
         shifts[arm] = np.abs(classifier.score(0.8 * test) - classifier.score(test)).max()
     assert shifts["landmarks"] < 0.1 * shifts["oversampled"]
+
+
+def _with_ages_and_sites(prepared: Path, folder: Path) -> Path:
+    cohort = open_cohort(prepared)
+    shutil.copytree(prepared, folder)
+    scans = [
+        replace(
+            scan,
+            site="AB"[i % 2],
+            condition=replace(scan.condition, age_years=50.0 + 3 * (i % 10), site="AB"[i % 2]),
+        )
+        for i, scan in enumerate(cohort.scans)
+    ]
+    write_cohort(folder, scans=scans, grid=cohort.grid, partition=cohort.partition)
+    return folder
+
+
+def test_age_is_taken_off_the_scores_of_the_same_network(prepared: Path, tmp_path: Path) -> None:
+    aged, work = _with_ages_and_sites(prepared, tmp_path / "aged"), tmp_path / "arms"
+    config = replace(QUICK, seeds=1, arms=("classical", "age_adjusted"))
+    arms.run_arms(work, aged, {}, config, QUESTION, workers=1, device="cpu")
+    table = pd.read_parquet(work / arms.PREDICTIONS).query("model == 'network'")
+    scores = table.pivot_table(index="person_id", columns="arm", values="score")
+    ages = {s.person_id: s.condition.age_years for s in open_cohort(aged).scans}
+    slope = json.loads((work / "networks" / "age_adjusted-0" / ADJUSTMENT).read_text())
+    expected = logit(scores["classical"]) - slope["per_year"] * (
+        scores.index.map(ages) - slope["age_years"]
+    )
+    assert slope["per_year"] != 0
+    np.testing.assert_allclose(logit(scores["age_adjusted"]), expected, atol=1e-4)
+
+
+def test_a_harmonised_arm_reads_its_own_cohort_and_no_other_arm_does(
+    prepared: Path, tmp_path: Path
+) -> None:
+    own = _with_ages_and_sites(prepared, tmp_path / "own")
+    other = _with_ages_and_sites(prepared, tmp_path / "harmonised")
+    volumes = np.load(other / "rarescan" / "volumes.npy", mmap_mode="r+")
+    volumes[:] = volumes[0].copy()
+    config = replace(QUICK, seeds=1, arms=("classical", "harmonised"))
+    work = tmp_path / "arms"
+    with pytest.raises(SettingError, match="cohort of its own"):
+        arms.run_arms(work, own, {}, config, QUESTION, workers=1, device="cpu")
+    arms.run_arms(work, own, {}, config, QUESTION, harmonised=other, workers=1, device="cpu")
+    table = pd.read_parquet(work / arms.PREDICTIONS).query("model == 'network'")
+    varied = table.groupby("arm").score.nunique()
+    assert varied["harmonised"] == 1  # one image for everybody
+    assert varied["classical"] > 5

@@ -55,6 +55,7 @@ def test_a_counterfactual_is_marked_as_a_near_copy_for_inside_use_and_does_not_n
     batch = json.loads((out / "batch.json").read_text())
     assert batch["permitted_use"] == "inside_controller"
     assert batch["near_copy_of_a_person"] is True
+    assert "Every image shows a real person" in (out / "README.md").read_text()
     (scan,) = open_cohort(out).scans
     assert scan.flags == ("near_copy",)
     assert (scan.origin, scan.condition.diagnosis) == ("synthetic", "bvFTD")

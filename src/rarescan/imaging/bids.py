@@ -245,9 +245,12 @@ def write_derivative(  # noqa: PLR0913 - one keyword for each part of a data set
         for scan, (path, digest) in zip(scans, done, strict=True)
     ]
     _write_participants(root, written)
+    shows = "No image shows a person."
+    if model.get("near_copy_of_a_person"):
+        shows = "Every image shows a real person, changed: a near copy."
     text = (
-        f"# {name}\n\nSynthetic, skull-stripped T1-weighted brains in {TEMPLATE_SPACE} space. **No "
-        "image shows a person.**\nEach sidecar names the model, the seed and the condition that "
+        f"# {name}\n\nSynthetic, skull-stripped T1-weighted brains in {TEMPLATE_SPACE} space. "
+        f"**{shows}**\nEach sidecar names the model, the seed and the condition that "
         "was asked for; `rarescan/` holds the tables.\n"
     )
     about = {
